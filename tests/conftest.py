@@ -36,9 +36,6 @@ settings.register_profile(
 )
 settings.load_profile("same")
 
-# Test modules and the package are compiled once for all processes, whatever the environment says.
-sys.dont_write_bytecode = False
-
 if TYPE_CHECKING:
     from labelling import Labelling
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prefloop.artifacts.codec import read
+from prefloop.artifacts.results import BASELINE, Evaluation
 from prefloop.artifacts.store import Artifact
 from prefloop.base.jsonl import write_rows
 from prefloop.config import EvaluateConfig
 from prefloop.pipeline.stage import Stage
-from prefloop.pipeline.stages.compare import AGAIN, BASELINE, Compare
+from prefloop.pipeline.stages.compare import AGAIN, Compare
 from prefloop.records import Message, Prompt, to_dict
 from prefloop.runs.runtime import Runtime
 from prefloop.runs.work import Work
@@ -36,6 +38,13 @@ class Answered(Stage):
         ]
         write_rows(work.folder / "responses.jsonl", rows)
         return {}
+
+
+def evaluated(
+    runtime: Runtime, texts: Mapping[str, list[str]], gold: str | None = None, **config: Any
+) -> Evaluation:
+    """What ``compared`` measures."""
+    return read(Evaluation, compared(runtime, texts, gold, **config).metrics)
 
 
 def compared(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import report_fixture
+from report_fixture import estimate, level
 
 from prefloop.artifacts.manifest import MANIFEST
 from prefloop.base.sealed import hashes_of, write_sealed
@@ -23,17 +24,12 @@ def judged() -> dict[str, Any]:
     data = report_fixture.summary()
     llm = {"ppo": (0.641, 0.572, 0.706, 0.603), "dpo": (0.587, 0.516, 0.655, 0.592)}
     for policy, (rate, low, high, controlled) in llm.items():
+        data["results"][policy]["wins"]["judge"] = estimate(rate, low, high)
         data["results"][policy] |= {
-            "llm_judge": "judge-7b",
-            "llm_win_rate": rate,
-            "llm_ci_low": low,
-            "llm_ci_high": high,
-            "llm_disagreement": 0.184,
+            "judge": "judge-7b",
+            "disagreement": 0.184,
             "sign_test_p": 0.0031,
-            "lc_judge": "judge-7b",
-            "lc_win_rate": controlled,
-            "lc_ci_low": controlled - 0.07,
-            "lc_ci_high": controlled + 0.07,
+            **level("judge-7b", controlled, controlled - 0.07, controlled + 0.07),
         }
     data["matrix"] = {
         "judge": "judge-7b",
@@ -42,25 +38,30 @@ def judged() -> dict[str, Any]:
         "low": [[None, 0.294, 0.345], [0.572, None, 0.478], [0.516, 0.384, None]],
         "high": [[None, 0.428, 0.484], [0.706, None, 0.616], [0.655, 0.522, None]],
         "elo": {
-            "sft": {"rating": 940.2, "low": 912.0, "high": 969.1},
-            "ppo": {"rating": 1041.0, "low": 1012.3, "high": 1070.8},
-            "dpo": {"rating": 1018.8, "low": 990.0, "high": 1046.2},
+            "sft": estimate(940.2, 912.0, 969.1),
+            "ppo": estimate(1041.0, 1012.3, 1070.8),
+            "dpo": estimate(1018.8, 990.0, 1046.2),
         },
     }
     data["judging"] = {
         "judge": "judge-7b",
         "mode": "pairwise",
-        "requests": 960,
-        "prompt_tokens": 412_330,
-        "completion_tokens": 9_812,
-        "cost": 0.4712,
+        "used": {
+            "requests": 960,
+            "prompt_tokens": 412_330,
+            "completion_tokens": 9_812,
+            "cost": 0.4712,
+        },
         "failed": 2,
         "unparsable": 5,
-        "position_bias": {"share": 0.562, "low": 0.531, "high": 0.593},
+        "position_bias": estimate(0.562, 0.531, 0.593),
     }
     data["contamination"] = {
         "count": 2,
-        "examples": ["What does `git stash` do?", "Name three rivers."],
+        "examples": [
+            {"id": id, "train_id": f"t-{id}", "kind": "prompt", "text": text}
+            for id, text in (("q1", "What does `git stash` do?"), ("q2", "Name three rivers."))
+        ],
     }
     data["config"] = {
         "run": "demo",

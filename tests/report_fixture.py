@@ -11,10 +11,25 @@ from typing import Any
 STEPS = 60
 
 
-def estimate(prefix: str, value: float, low: float, high: float) -> dict[str, float]:
-    """A win rate and its interval under the names that ``summary.json`` uses for a judge."""
-    name = "reward_win_rate" if prefix else "win_rate_vs_sft"
-    return {name: value, f"{prefix}ci_low": low, f"{prefix}ci_high": high}
+def estimate(
+    value: float | None, low: float | None = None, high: float | None = None
+) -> dict[str, float | None]:
+    """A number and its interval as ``summary.json`` holds them."""
+    return {"value": value, "low": low, "high": high}
+
+
+def level(judge: str, value: float, low: float | None = None, high: float | None = None) -> Any:
+    """What is added to a policy's row for its win rate at equal length."""
+    return {"at_equal_length": {"judge": judge, "win": estimate(value, low, high)}}
+
+
+def without_gold(data: dict[str, Any]) -> dict[str, Any]:
+    """The same summary of a run without a gold scorer."""
+    for row in data["results"].values():
+        row.pop("gold")
+        row["wins"].pop("gold")
+    data["control"].pop("gold")
+    return data
 
 
 def summary() -> dict[str, Any]:
@@ -62,49 +77,36 @@ def summary() -> dict[str, Any]:
         ],
         "results": {
             "sft": {
-                "gold_mean": 0.522,
-                "gold_low": 0.498,
-                "gold_high": 0.546,
-                "win_rate_vs_sft": 0.5,
-                "ci_low": None,
-                "ci_high": None,
-                "kl": 0.0,
-                "kl_low": 0,
-                "kl_high": 0,
+                "gold": estimate(0.522, 0.498, 0.546),
+                "wins": {"gold": estimate(0.5), "reward": estimate(0.5)},
+                "kl": estimate(0.0, 0, 0),
                 "reward_mean": 0.0,
-                "reward_win_rate": 0.5,
-                "reward_ci_low": None,
-                "reward_ci_high": None,
                 "length_mean": 41.3,
                 "short_share": 0.0094,
                 "finished_share": 0.803,
                 **counts,
             },
             "ppo": {
-                "gold_mean": 0.681,
-                "gold_low": 0.655,
-                "gold_high": 0.707,
-                **estimate("", 0.781, 0.720, 0.834),
-                "kl": 21.74,
-                "kl_low": 20.3,
-                "kl_high": 23.2,
+                "gold": estimate(0.681, 0.655, 0.707),
+                "wins": {
+                    "gold": estimate(0.781, 0.720, 0.834),
+                    "reward": estimate(0.913, 0.874, 0.945),
+                },
+                "kl": estimate(21.74, 20.3, 23.2),
                 "reward_mean": 2.31,
-                **estimate("reward_", 0.913, 0.874, 0.945),
                 "length_mean": 58.6,
                 "short_share": 0.0,
                 "finished_share": 0.941,
                 **counts,
             },
             "dpo": {
-                "gold_mean": 0.634,
-                "gold_low": 0.607,
-                "gold_high": 0.660,
-                **estimate("", 0.703, 0.640, 0.761),
-                "kl": 8.62,
-                "kl_low": 7.9,
-                "kl_high": 9.4,
+                "gold": estimate(0.634, 0.607, 0.660),
+                "wins": {
+                    "gold": estimate(0.703, 0.640, 0.761),
+                    "reward": estimate(0.784, 0.729, 0.836),
+                },
+                "kl": estimate(8.62, 7.9, 9.4),
                 "reward_mean": 1.18,
-                **estimate("reward_", 0.784, 0.729, 0.836),
                 "length_mean": 52.9,
                 "short_share": 0.0,
                 "finished_share": 0.909,
@@ -112,8 +114,8 @@ def summary() -> dict[str, Any]:
             },
         },
         "control": {
-            "gold": {"win_rate": 0.497, "ci_low": 0.460, "ci_high": 0.530},
-            "reward": {"win_rate": 0.508, "ci_low": 0.471, "ci_high": 0.545},
+            "gold": estimate(0.497, 0.460, 0.530),
+            "reward": estimate(0.508, 0.471, 0.545),
         },
         "annotators": [
             {
@@ -230,7 +232,7 @@ def samples() -> list[dict[str, Any]]:
     return [
         {
             "id": name,
-            "prompt": prompt,
+            "prompt": [{"role": "user", "content": prompt}],
             "responses": {
                 policy: {"text": text, "gold": gold, "reward": 6.1 * gold - 2.4}
                 for policy, text, gold in zip(policies, texts, golds, strict=True)

@@ -396,11 +396,69 @@ class BestOf(_Prompted):
             )
 
 
+@dataclass(frozen=True, config=_STRICT)
+class ScoredResponse:
+    """A response that a policy sampled, with everything that was measured of it.
+
+    ``None``: not measured. ``kl`` is the log-ratio to the SFT model in nats, ``tokens`` a count.
+    """
+
+    text: str
+    turns: list[Message] = dataclasses.field(default_factory=list)
+    finished: bool | None = None
+    """False where the sampler cut it before its end."""
+    tokens: int | None = None
+    reward: float | None = None
+    kl: float | None = None
+    gold: float | None = None
+
+    @property
+    def response(self) -> Response:
+        """The response alone."""
+        return Response(self.text, turns=self.turns)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SampledPrompt(_Prompted):
+    """A prompt with the responses that one policy sampled: a row of ``responses.jsonl``."""
+
+    id: str
+    prompt: Conversation
+    responses: list[ScoredResponse]
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SampledConversation(_Prompted):
+    """A prompt with one response of every policy."""
+
+    id: str
+    prompt: Conversation
+    responses: dict[str, ScoredResponse]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrainingSample(_Prompted):
+    """A response that training sampled at one step: a row of ``samples.jsonl``."""
+
+    step: int
+    id: str
+    prompt: Conversation
+    response: str
+    reward: float | None = None
+    kl: float | None = None
+    """Nats."""
+    length: int | None = None
+    """Tokens."""
+    finished: bool | None = None
+
+
 R = TypeVar("R")
 Record = Prompt | Demonstration | Comparison | Rating | BestOf
+Sampled = SampledPrompt | SampledConversation
 
 
-def to_dict(record: Record | Response) -> dict[str, Any]:
+def to_dict(record: Record | Sampled | Response) -> dict[str, Any]:
     """A record as a dictionary ready for JSON. ``from_dict`` reads it back."""
     row: dict[str, Any] = {}
     kind: Any = type(record)
@@ -429,6 +487,11 @@ def _json(value: Any) -> Any:
         return value.to_dict()
     if isinstance(value, Response):
         return to_dict(value)
+    if isinstance(value, ScoredResponse):
+        row = {name: _json(getattr(value, name)) for name in _names(ScoredResponse)}
+        return {name: item for name, item in row.items() if item is not None and item != []}
+    if isinstance(value, dict):
+        return {name: _json(item) for name, item in value.items()}
     if isinstance(value, Vote | Thumb):
         kind: Any = type(value)
         return {name: getattr(value, name) for name in _names(kind)}

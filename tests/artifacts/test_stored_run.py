@@ -24,6 +24,7 @@ from prefloop.cli import _main, guarded
 from prefloop.errors import ConfigError, DataError, PrefloopError, StoreError
 from prefloop.pipeline.pipeline import Pipeline
 from prefloop.pipeline.stage import Stage, content
+from prefloop.report.summary import Summary
 from prefloop.runs.runtime import Runtime
 from prefloop.runs.work import Work
 
@@ -53,9 +54,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def go(
-    output: Path, *more: Stage, command: str = "", runtime: Runtime | None = None
-) -> dict[str, Any]:
+def go(output: Path, *more: Stage, command: str = "", runtime: Runtime | None = None) -> Summary:
     stages = [Words("sft"), Words("label", ("sft",)), *more]
     runtime = runtime or Runtime(rollout="transformers", output=output)
     vars(runtime).update(
@@ -124,7 +123,7 @@ def test_a_finished_run_in_a_place_that_may_only_be_read_is_shown_and_not_touche
     read_only(tmp_path / "runs")
     again = go(tmp_path / "runs")
     assert built == ["sft", "label"]
-    assert [s["metrics"] for s in again["stages"]] == [s["metrics"] for s in first["stages"]]
+    assert [s.metrics for s in again.stages] == [s.metrics for s in first.stages]
     assert everything(tmp_path) == before
     said = " ".join(capsys.readouterr().out.split())
     assert (
@@ -230,7 +229,7 @@ def test_a_damaged_manifest_is_told_and_its_stage_built_again(
     capsys.readouterr()
     again = go(tmp_path / "runs")
     assert built == ["sft", "label", "label"]
-    assert [s["metrics"] for s in again["stages"]] == [s["metrics"] for s in first["stages"]]
+    assert [s.metrics for s in again.stages] == [s.metrics for s in first.stages]
     assert "label: the stored artifact is damaged" in " ".join(capsys.readouterr().out.split())
 
 

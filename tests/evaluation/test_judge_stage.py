@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from judge_endpoint import completion, endpoint_fixture, prefers_longer  # noqa: F401
-from judge_stage import compared
+from judge_stage import compared, evaluated
 
+from prefloop.artifacts.results import Estimate
 from prefloop.config import DataConfig, EvaluateConfig, JudgeConfig
 from prefloop.evaluation.compare import judge_answers
 from prefloop.evaluation.judges.assessor import Pair
@@ -23,7 +25,7 @@ from prefloop.pipeline.stages.compare import Compare
 from prefloop.pipeline.stages.evaluate import Evaluate
 from prefloop.records import Message, Prompt
 from prefloop.report.results import judging
-from prefloop.report.schema import Summary
+from prefloop.report.summary import Summary
 from prefloop.runs.runtime import Runtime
 from prefloop.stats import length_control as length
 from prefloop.stats.length_control import length_controlled_leaderboard, length_controlled_win_rate
@@ -52,14 +54,12 @@ def test_elo_stands_on_sft_under_every_judge_with_as_many_resamples(
     runtime: Runtime, gold: str, endpoint
 ) -> None:
     server = endpoint(prefers_longer)
-    by_gold = compared(runtime, TEXTS, gold, resamples=150).metrics["matrix"]["elo"]
-    by_model = compared(
-        runtime, TEXTS, gold, resamples=150, judge=f"openai:m@{server.url}"
-    ).metrics["matrix"]["elo"]
-    assert by_gold["sft"] == {"rating": 1000, "low": 1000, "high": 1000}
-    assert by_model == {name: pytest.approx(rated) for name, rated in by_gold.items()}, (
-        "the judge says what gold says"
-    )
+    by_gold = evaluated(runtime, TEXTS, gold, resamples=150).matrix.elo
+    judge = f"openai:m@{server.url}"
+    by_model = evaluated(runtime, TEXTS, gold, resamples=150, judge=judge).matrix.elo
+    assert by_gold["sft"] == Estimate(1000, 1000, 1000) and set(by_model) == set(TEXTS)
+    for name, rated in by_model.items():  # the judge says what gold says
+        assert dataclasses.astuple(rated) == pytest.approx(dataclasses.astuple(by_gold[name]))
 
 
 def test_the_bare_models_answers_move_no_figure_of_a_policy(
@@ -78,11 +78,12 @@ def test_the_bare_models_answers_move_no_figure_of_a_policy(
     asked = {"judge": f"openai:m@{endpoint(answer).url}"}
     for options in ({}, asked):
         with_it, without = (
-            compared(runtime, texts, gold, **options).metrics["results"] for texts in (bare, TEXTS)
+            evaluated(runtime, texts, gold, **options).results for texts in (bare, TEXTS)
         )
         assert all(with_it[name] == without[name] for name in TEXTS)
-        assert with_it["base"]["win_rate_vs_sft"] > 0.5 and "lc_judge" in with_it["base"]
-    assert with_it["base"]["llm_failed"] == 1
+        assert (with_it["base"].win("gold").value or 0) > 0.5
+        assert with_it["base"].at_equal_length.judge
+    assert with_it["base"].failed == 1
 
 
 def test_the_report_tells_what_all_answers_cost_and_what_of_it_now(
@@ -93,7 +94,7 @@ def test_the_report_tells_what_all_answers_cost_and_what_of_it_now(
     options: dict[str, Any] = {"judge": f"openai:m@{server.url}", "asking": asking}
     compared(runtime, {name: texts[:3] for name, texts in TEXTS.items()}, **options)
     before = len(server.bodies)
-    told = dict(judging(Summary(judging=compared(runtime, TEXTS, **options).metrics["judging"])))
+    told = dict(judging(Summary(judging=evaluated(runtime, TEXTS, **options).judging)))
     now, total = len(server.bodies) - before, len(server.bodies)
     assert now and told["requests"] == str(now)
     assert (
@@ -112,11 +113,7 @@ def test_tokens_that_an_endpoint_does_not_report_are_no_zero_cost(
     def told(script: Any, name: str) -> dict[str, str]:
         judge = f"openai:{name}@{endpoint(script).url}"
         return dict(
-            judging(
-                Summary(
-                    judging=compared(runtime, TEXTS, judge=judge, asking=asking).metrics["judging"]
-                )
-            )
+            judging(Summary(judging=evaluated(runtime, TEXTS, judge=judge, asking=asking).judging))
         )
 
     silent = told(prefers_longer, "silent")
@@ -155,22 +152,18 @@ def test_two_policies_at_equal_length_are_measured_with_the_difficulty_of_the_pr
     runtime: Runtime, gold: str, endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = f"openai:m@{endpoint(prefers_longer).url}"
-    found = compared(runtime, TEXTS, gold, resamples=99).metrics["results"]["ppo"]
-    assert found["lc_win_rate"] is None and found["lc_unknown"].startswith("6 prompts are too few")
+    level = evaluated(runtime, TEXTS, gold, resamples=99).results["ppo"].at_equal_length
+    assert level.win == Estimate() and level.unknown.startswith("6 prompts are too few")
     monkeypatch.setattr(length, "FEWEST", 6)
     for options in ({}, {"judge": judge}):
-        found = compared(runtime, TEXTS, gold, **options).metrics["results"]
+        results = evaluated(runtime, TEXTS, gold, **options).results
         for policy, rate in length_controlled_leaderboard(*against_sft(), resamples=100).items():
-            assert (
-                found[policy]["lc_win_rate"] == pytest.approx(rate.rate)
-                and rate.difficulty is not None
-            )
-            assert found[policy]["lc_ci_low"] == pytest.approx(rate.low)
-    one = compared(runtime, {"sft": TEXTS["sft"], "ppo": TEXTS["ppo"]}, gold).metrics["results"][
-        "ppo"
-    ]
+            win = results[policy].at_equal_length.win
+            assert win.value == pytest.approx(rate.rate) and rate.difficulty is not None
+            assert win.low == pytest.approx(rate.low)
+    one = evaluated(runtime, {"sft": TEXTS["sft"], "ppo": TEXTS["ppo"]}, gold).results["ppo"]
     alone = length_controlled_win_rate(*(of["ppo"] for of in against_sft()))
-    assert one["lc_win_rate"] == pytest.approx(alone.rate)
+    assert one.at_equal_length.win.value == pytest.approx(alone.rate)
 
 
 def test_difficulties_come_from_the_duels_with_the_baseline_on_the_prompts_that_all_of_them_have() -> (  # noqa: E501
@@ -243,11 +236,11 @@ def test_a_result_without_a_failed_pair_says_how_it_is_asked_again_and_so_it_is(
         "judge": f"openai:m@{server.url}",
         "asking": JudgeConfig(max_retries=0),
     }
-    assert compared(runtime, texts, **options).metrics["judging"]["failed"] == 1
+    assert evaluated(runtime, texts, **options).judging.failed == 1
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "kept without them; with another --evaluate.resamples they are asked again, and nothing"
-        " else" in said
+        "kept without them. To ask them again, and nothing else, run with another"
+        " --evaluate.resamples" in said
     )
     asked = len(server.bodies)
     assert compared(runtime, texts, **options).status == "reused" and len(server.bodies) == asked

@@ -6,11 +6,16 @@ from typing import Any
 
 import pytest
 
+from prefloop.artifacts.results import Estimate, PolicyResult
 from prefloop.config import OptimConfig
 from prefloop.errors import ConfigError
 from prefloop.evaluation.learnt import unmoved
 from prefloop.pipeline.stage import seconds_before
 from prefloop.training.loop import factor
+
+
+def rows(**kl: float | None) -> dict[str, PolicyResult]:
+    return {policy: PolicyResult(kl=Estimate(value)) for policy, value in kl.items()}
 
 
 @pytest.mark.parametrize(
@@ -35,16 +40,14 @@ from prefloop.training.loop import factor
     ],
 )
 def test_what_has_not_moved_is_said(kl: float | None, metrics: dict[str, Any], said: str) -> None:
-    stages = [{"name": "sft", "metrics": {"steps": 1}}, {"name": "kto-2", "metrics": metrics}]
-    found = unmoved(stages, {"sft": {"kl": 0.0}, "kto": {"kl": kl}})
+    found = unmoved({"sft": {"steps": 1}, "kto": metrics}, rows(sft=0.0, kto=kl))
     assert len(found) == bool(said) and said in "".join(found)
 
 
 def test_a_policy_whose_few_steps_show_no_change_is_told_of_its_rate_too() -> None:
-    stages = [{"name": "kto", "metrics": {"steps": 2}}]
-
     def told(kl: float, low: float, high: float) -> str:
-        return "".join(unmoved(stages, {"kto": {"kl": kl, "kl_low": low, "kl_high": high}}))
+        row = PolicyResult(kl=Estimate(kl, low, high))
+        return "".join(unmoved({"kto": {"steps": 2}}, {"kto": row}))
 
     noise = told(0.14, -0.13, 0.36)
     assert noise.startswith(
@@ -55,16 +58,12 @@ def test_a_policy_whose_few_steps_show_no_change_is_told_of_its_rate_too() -> No
 
 
 def test_sft_that_learnt_nothing_is_said_and_a_bare_model_is_no_policy() -> None:
-    rows = {"base": {"kl": 0.03}, "sft": {"kl": 0.0}, "dpo": {"kl": 4.0}}
-    (told,) = unmoved([], rows)
+    (told,) = unmoved({}, rows(base=0.03, sft=0.0, dpo=4.0))
     assert told.startswith(
         "SFT is still the bare model that it began as: 0.03 nats of KL between them."
     )
-    assert (
-        unmoved([], rows | {"base": {"kl": 0.4}})
-        == unmoved([], rows | {"base": {"kl": None}})
-        == []
-    )
+    for kl in (0.4, None):
+        assert unmoved({}, rows(base=kl, sft=0.0, dpo=4.0)) == []
 
 
 def test_warm_up_is_a_share_of_the_steps_or_a_count() -> None:

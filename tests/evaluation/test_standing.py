@@ -10,12 +10,21 @@ import torch
 from made_run import make_run
 
 from prefloop.artifacts.manifest import MANIFEST
+from prefloop.artifacts.results import (
+    AtEqualLength,
+    Estimate,
+    Evaluation,
+    Judging,
+    Matrix,
+    PolicyResult,
+)
 from prefloop.base.console import console
 from prefloop.base.sealed import read_sealed, write_sealed
 from prefloop.cli import _main, guarded
 from prefloop.evaluation.judges.ensemble import RewardGrader
 from prefloop.evaluation.reward_metrics import PairMetrics
-from prefloop.evaluation.standing import quotable, unproven
+from prefloop.evaluation.standing import unproven
+from prefloop.report.summary import quotable
 
 
 def measured(low: float, high: float, pairs: int = 15) -> dict[str, Any]:
@@ -49,67 +58,48 @@ def test_the_interval_is_over_prompts_and_leaves_ties_out() -> None:
     assert PairMetrics(torch.ones(1), torch.full((1,), 0.5), torch.zeros(1), ["a"]).bounds() == {}
 
 
-def comparison(judge: str) -> dict[str, Any]:
+def comparison(judge: str, unproven: str = "") -> Evaluation:
     """Results by gold, by the run's reward model and by a judge that was asked."""
-    row = {
-        "gold_mean": 0.5,
-        "win_rate_vs_sft": 0.6,
-        "reward_win_rate": 0.9,
-        "reward_ci_low": 0.8,
-        "reward_ci_high": 0.95,
-        "llm_judge": "reward:other",
-        "llm_win_rate": 0.7,
-        "lc_judge": judge,
-        "lc_win_rate": 0.65,
-        "sign_test_p": 0.1,
-    }
-    control = {"gold": {"win_rate": 0.5}, "reward": {"win_rate": 0.5}}
-    return {"results": {"ppo": row}, "control": control, "matrix": {"judge": judge, "rate": []}}
+    row = PolicyResult(
+        gold=Estimate(0.5),
+        wins={
+            "gold": Estimate(0.6),
+            "reward": Estimate(0.9, 0.8, 0.95),
+            "judge": Estimate(0.7),
+        },
+        judge="reward:other",
+        disagreement=0.2,
+        at_equal_length=AtEqualLength(judge, Estimate(0.65)),
+        sign_test_p=0.1,
+    )
+    control = {"gold": Estimate(0.5), "reward": Estimate(0.5)}
+    asked = Judging("reward:other", unproven=unproven)
+    return Evaluation({"ppo": row}, control, Matrix(judge, ["ppo"]), asked)
 
 
-def test_what_a_reward_model_at_chance_says_is_left_out_and_the_rest_stays() -> None:
+def test_the_verdicts_of_a_reward_model_at_chance_are_left_out_and_the_rest_stays() -> None:
     found, why = quotable(comparison("gold scorer"), measured(0.3, 0.8))
     assert why.startswith("The reward model is right on 55.0 %") and why.endswith("are not shown.")
-    row = found["results"]["ppo"]
-    assert not any("reward" in name for name in row) and (
-        row["win_rate_vs_sft"],
-        row["lc_win_rate"],
-    ) == (0.6, 0.65)
-    assert set(found["control"]) == {"gold"} and "matrix" in found
+    row = found.results["ppo"]
+    assert set(row.wins) == {"gold", "judge"} and row.at_equal_length.win.value == 0.65
+    assert set(found.control) == {"gold"} and found.matrix.policies
     found, _ = quotable(comparison("reward model"), measured(0.3, 0.8))
-    assert (
-        not {"lc_win_rate", "sign_test_p"} & set(found["results"]["ppo"]) and "matrix" not in found
-    )
-    assert quotable(comparison("reward model"), measured(0.6, 0.8)) == (
-        comparison("reward model"),
-        "",
-    )
+    row = found.results["ppo"]
+    assert row.at_equal_length == AtEqualLength() and row.sign_test_p is None
+    assert found.matrix == Matrix()
+    sound = comparison("reward model")
+    assert quotable(sound, measured(0.6, 0.8)) == (sound, "")
 
 
 def test_a_reward_model_that_was_asked_to_judge_is_held_to_the_same() -> None:
-    asked = comparison("reward:other") | {
-        "judging": {"judge": "reward:other", "unproven": "is right on nothing"}
-    }
-    found, why = quotable(asked, measured(0.6, 0.8))
-    assert (
-        why
-        == "The judge reward:other is right on nothing: its verdicts name no winner, and are not"
+    found, why = quotable(comparison("reward:other", "is right on nothing"), measured(0.6, 0.8))
+    assert why == (
+        "The judge reward:other is right on nothing: its verdicts name no winner, and are not"
         " shown."
     )
-    row = found["results"]["ppo"]
-    assert (
-        not {"llm_win_rate", "lc_win_rate"} & set(row)
-        and row["reward_win_rate"] == 0.9
-        and "matrix" not in found
-    )
-
-
-@pytest.mark.parametrize(
-    "odd",
-    [{"results": 3, "control": [], "matrix": "x", "judging": 1}, {"results": {"ppo": None}}, {}],
-)
-def test_files_that_hold_other_kinds_of_value_are_left_to_their_reader(odd: dict[str, Any]) -> None:
-    assert quotable(odd, measured(0.3, 0.8))[0] == odd
+    row = found.results["ppo"]
+    assert set(row.wins) == {"gold", "reward"} and row.disagreement is None
+    assert row.at_equal_length == AtEqualLength() and found.matrix == Matrix()
 
 
 def test_the_judge_command_shows_no_rate_of_a_reward_model_at_chance(

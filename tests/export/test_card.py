@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefloop import compose
 from prefloop.artifacts.manifest import MANIFEST, Manifest, read_manifest
 from prefloop.artifacts.references import policy_of
+from prefloop.artifacts.results import Estimate, Evaluation, PolicyResult
 from prefloop.artifacts.store import Store, lineage
 from prefloop.cli import _main, guarded
 from prefloop.config import BackboneConfig, PreferenceConfig
@@ -35,7 +36,7 @@ from prefloop.evaluation.judges.ensemble import RewardGrader
 from prefloop.export.adapter import export
 from prefloop.export.card import Exported, model_card
 from prefloop.export.card_base import Base, base_name, base_of, licence
-from prefloop.export.card_tables import Evaluation, comparison, eval_results, uses
+from prefloop.export.card_tables import Compared, comparison, eval_results, uses
 from prefloop.export.loading import loading
 from prefloop.labeling.scoring import open_reward
 from prefloop.models import lookup
@@ -219,12 +220,9 @@ def test_the_exported_card_holds_the_runs_comparison_and_what_it_discloses(
     card = ModelCard.load(exported / "README.md")
     judged = json.loads((run / "artifacts" / "judge" / "manifest.json").read_text())["metrics"][
         "results"
-    ]["dpo"]
+    ]["dpo"]["wins"]["gold"]
     rows = {row[0]: row for row in tables(card.content[card.content.index("## Evaluation") :])}
-    gold = (
-        f"{judged['win_rate_vs_sft'] * 100:.1f} [{judged['ci_low'] * 100:.1f},"
-        f" {judged['ci_high'] * 100:.1f}]"
-    )
+    gold = f"{judged['value'] * 100:.1f} [{judged['low'] * 100:.1f}, {judged['high'] * 100:.1f}]"
     assert rows["policy"][2] == "wins against SFT, gold scorer, %" and rows["dpo"][2] == gold
     assert (
         rows["sft"][2] == "50.0"
@@ -232,9 +230,7 @@ def test_the_exported_card_holds_the_runs_comparison_and_what_it_discloses(
         and "12 prompts of `eval.jsonl`, 24 responses" in card.content
     )
     found = {result.metric_name: result for result in card.data.eval_results}
-    assert found["wins against SFT, gold scorer"].metric_value == round(
-        judged["win_rate_vs_sft"], 4
-    )
+    assert found["wins against SFT, gold scorer"].metric_value == round(judged["value"], 4)
     assert found["wins against SFT, gold scorer"].dataset_name == "eval.jsonl"
     assert (
         "- Scores see &lt;words> only." in card.content
@@ -526,17 +522,12 @@ def test_large_models_are_written_in_shards(run: Path, tmp_path: Path, tiny_fold
 
 
 def test_the_card_names_the_judge_that_was_asked() -> None:
-    row = {
-        "n_prompts": 2,
-        "n_responses": 2,
-        "length_mean": 3.0,
-        "llm_judge": "reward:demo",
-        "llm_win_rate": 0.6,
-    }
-    evaluation = Evaluation({"results": {"ppo": row}}, "", "eval.jsonl")
-    found = comparison("ppo", evaluation)
-    assert found["columns"] == ["wins against SFT, judge reward:demo, %"]
-    [result] = eval_results("ppo", evaluation)
+    wins = {"judge": Estimate(0.6)}
+    row = PolicyResult(2, 2, wins=wins, judge="reward:demo", length_mean=3.0)
+    compared = Compared(Evaluation({"ppo": row}), "", "eval.jsonl")
+    found = comparison("ppo", compared)
+    assert found is not None and found.columns == ["wins against SFT, judge reward:demo, %"]
+    [result] = eval_results("ppo", compared)
     assert result.metric_name == "wins against SFT, judge reward:demo"
 
 

@@ -19,6 +19,7 @@ from prefloop.pipeline.pipeline import Pipeline
 from prefloop.pipeline.stage import Stage, own_code
 from prefloop.pipeline.stages.sft import SFT
 from prefloop.records import Comparison, Message, Response, Vote, to_dict
+from prefloop.report.summary import StageRun
 from prefloop.runs.runtime import Runtime
 from prefloop.runs.work import Work
 
@@ -52,12 +53,12 @@ def module(path: Path, text: str) -> ModuleType:
     return found
 
 
-def run(stage: Stage, folder: Path) -> dict[str, Any]:
-    """What the last stage of a run of two says."""
+def run(stage: Stage, folder: Path) -> StageRun:
+    """The last stage of a run of two."""
     summary = Pipeline([Comparisons(), stage], Runtime(output=folder / "runs")).run(
         folder / "runs" / "own"
     )
-    return summary["stages"][-1]
+    return summary.stages[-1]
 
 
 @pytest.fixture(autouse=True)
@@ -71,11 +72,11 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_stage_of_the_documentation_runs_and_an_edited_build_runs_again(tmp_path: Path) -> None:
     [text] = python_in("docs/extending.md", "A stage")
     first = run(module(tmp_path / "counting.py", text).Count(), tmp_path)
-    assert (first["status"], first["metrics"]["votes"]) == ("ran", 3)
-    assert run(module(tmp_path / "counting.py", text).Count(), tmp_path)["status"] == "reused"
+    assert (first.status, first.metrics["votes"]) == ("ran", 3)
+    assert run(module(tmp_path / "counting.py", text).Count(), tmp_path).status == "reused"
     edited = text.replace('{"votes": sum(', '{"votes": 1 + sum(')
     again = run(module(tmp_path / "counting.py", edited).Count(), tmp_path)
-    assert (again["status"], again["metrics"]["votes"]) == ("ran", 4)
+    assert (again.status, again.metrics["votes"]) == ("ran", 4)
 
 
 def test_a_stage_that_no_file_defines_counts_by_its_methods(tmp_path: Path) -> None:
@@ -89,9 +90,9 @@ def test_a_stage_that_no_file_defines_counts_by_its_methods(tmp_path: Path) -> N
         )
         return names["Count"]()
 
-    assert run(typed(""), tmp_path)["metrics"]["votes"] == 3
-    assert run(typed(""), tmp_path)["status"] == "reused"
-    assert run(typed("1 + "), tmp_path)["metrics"]["votes"] == 4
+    assert run(typed(""), tmp_path).metrics["votes"] == 3
+    assert run(typed(""), tmp_path).status == "reused"
+    assert run(typed("1 + "), tmp_path).metrics["votes"] == 4
 
 
 def test_stages_of_the_package_have_no_code_of_their_own() -> None:

@@ -59,14 +59,12 @@ def test_summary_holds_stages_results_and_environment(finished: tuple[Path, str]
     )
     assert list(found["results"]) == ["base", "sft", "ppo"]
     ppo = found["results"]["ppo"]
-    assert ppo["ci_low"] <= ppo["win_rate_vs_sft"] <= ppo["ci_high"]
-    assert (
-        0 <= ppo["gold_mean"] <= 1
-        and ppo["kl_low"] <= ppo["kl"] <= ppo["kl_high"]
-        and ppo["n_responses"] == 24
-    )
-    assert found["results"]["sft"]["kl"] == 0 and found["results"]["sft"]["win_rate_vs_sft"] == 0.5
-    assert found["control"]["gold"]["ci_low"] <= 0.5 <= found["control"]["gold"]["ci_high"]
+    assert 0 <= ppo["gold"]["value"] <= 1 and ppo["n_responses"] == 24
+    for number in (ppo["wins"]["gold"], ppo["kl"]):
+        assert number["low"] <= number["value"] <= number["high"]
+    sft = found["results"]["sft"]
+    assert sft["kl"]["value"] == 0 and sft["wins"]["gold"] == {"value": 0.5}
+    assert found["control"]["gold"]["low"] <= 0.5 <= found["control"]["gold"]["high"]
     assert found["environment"]["versions"]["torch"] and found["environment"]["device"]
 
 
@@ -74,12 +72,11 @@ def test_the_bare_model_is_measured_as_every_policy_is(finished: tuple[Path, str
     folder, found = finished[0].parent / "runs" / "t", summary(finished[0])
     bare = found["results"]["base"]
     assert set(bare) == set(found["results"]["ppo"]) and bare["n_responses"] == 24
-    assert bare["kl"] > 0.1 and bare["ci_low"] <= bare["win_rate_vs_sft"] <= bare["ci_high"]
+    win = bare["wins"]["gold"]
+    assert bare["kl"]["value"] > 0.1 and win["low"] <= win["value"] <= win["high"]
     assert found["matrix"]["policies"] == ["base", "sft", "ppo"]
     against = found["matrix"]["rate"]
-    assert against[0][1] == bare["win_rate_vs_sft"] and against[2][0] == pytest.approx(
-        1 - against[0][2]
-    )
+    assert against[0][1] == win["value"] and against[2][0] == pytest.approx(1 - against[0][2])
     rows = [
         json.loads(line)
         for line in (folder / "artifacts" / "respond-base" / "responses.jsonl").open()
@@ -270,10 +267,8 @@ def test_votes_from_a_file_need_neither_gold_nor_candidates(
     run(config)
     found = summary(config)
     assert "sample" not in [s["name"] for s in found["stages"]]
-    assert (
-        found["results"]["dpo"]["gold_mean"] is None
-        and found["results"]["dpo"]["reward_win_rate"] is not None
-    )
+    dpo = found["results"]["dpo"]
+    assert "gold" not in dpo and set(dpo["wins"]) == {"reward"}
     assert found["annotators"] == [
         {
             "name": "file:pairs.jsonl",

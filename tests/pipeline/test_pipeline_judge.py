@@ -46,14 +46,11 @@ def test_the_matrix_has_all_policies_against_each_other(config: Path) -> None:
                 assert matrix["low"][i][j] <= matrix["rate"][i][j] <= matrix["high"][i][j]
     for policy in ("ppo", "dpo"):
         row = found["results"][policy]
-        assert matrix["rate"][matrix["policies"].index(policy)][0] == pytest.approx(
-            row["win_rate_vs_sft"]
-        )
-        assert (
-            0 <= row["sign_test_p"] <= 1
-            and row["lc_ci_low"] <= row["lc_win_rate"] <= row["lc_ci_high"]
-        )
-    assert matrix["elo"]["sft"]["rating"] == 1000 and set(matrix["elo"]) == {"sft", "ppo", "dpo"}
+        win, level = row["wins"]["gold"], row["at_equal_length"]["win"]
+        rate = matrix["rate"][matrix["policies"].index(policy)][0]
+        assert rate == pytest.approx(win["value"])
+        assert 0 <= row["sign_test_p"] <= 1 and level["low"] <= level["value"] <= level["high"]
+    assert matrix["elo"]["sft"]["value"] == 1000 and set(matrix["elo"]) == {"sft", "ppo", "dpo"}
 
 
 def test_an_evaluation_prompt_that_was_trained_on_is_counted_and_named(config: Path) -> None:
@@ -77,15 +74,14 @@ def test_a_judge_behind_an_endpoint_is_asked_once_and_told_what_it_cost(
     assert {name: s for name, s in statuses(config).items() if s == "ran"} == {"judge": "ran"}
     assert (
         found["matrix"]["judge"] == "openai:tiny"
-        and found["results"]["ppo"]["llm_judge"] == "openai:tiny"
+        and found["results"]["ppo"]["judge"] == "openai:tiny"
     )
     judging = found["judging"]
-    assert (
-        judging["requests"] == judging["asked"] == len(server.bodies) > 0 and judging["failed"] == 0
-    )
-    assert judging["cost"] == pytest.approx(len(server.bodies) * (100 + 2 * 5) / 1e6)
-    assert judging["position_bias"] == pytest.approx(0.5)
-    assert found["results"]["sft"].get("llm_win_rate") is None
+    used = judging["used"]
+    assert used["requests"] == judging["asked"] == len(server.bodies) > 0 and judging["failed"] == 0
+    assert used["cost"] == pytest.approx(len(server.bodies) * (100 + 2 * 5) / 1e6)
+    assert judging["position_bias"]["value"] == pytest.approx(0.5)
+    assert "judge" not in found["results"]["sft"]["wins"]
     page = (config.parent / "runs" / "t" / "report.html").read_text(encoding="utf-8")
     assert "openai:tiny" in page
     asked = len(server.bodies)

@@ -15,6 +15,8 @@ from made_run import make_run
 from tiny import tiny_model
 from turns import WEATHER, asked, call, looked
 
+from prefloop.artifacts.codec import read, to_json
+from prefloop.artifacts.results import BASELINE, Evaluation
 from prefloop.artifacts.store import Artifact
 from prefloop.base.jsonl import write_rows
 from prefloop.config import BackboneConfig, EvaluateConfig
@@ -28,12 +30,12 @@ from prefloop.labeling.selection import text_features
 from prefloop.pipeline.stage import Stage
 from prefloop.pipeline.stages import answer
 from prefloop.pipeline.stages.answer import respond
-from prefloop.pipeline.stages.compare import AGAIN, BASELINE, Compare
-from prefloop.pipeline.stages.label import Gold
+from prefloop.pipeline.stages.compare import AGAIN, Compare
+from prefloop.pipeline.stages.label_sources import Gold
 from prefloop.planning.time import CHARACTERS, TEMPLATE, measure
 from prefloop.records import Comparison, Conversation, Message, Prompt, Response, from_dict, to_dict
 from prefloop.report import conversations
-from prefloop.report.schema import SampledPrompt, Summary
+from prefloop.report.summary import Summary
 from prefloop.runs.runtime import Runtime
 from prefloop.runs.work import Work
 from prefloop.training.samples import rows
@@ -76,15 +78,16 @@ def test_gold_scorers_and_the_summary_see_tools_and_turns(
     stage = Compare(
         [BASELINE, "ppo"], EvaluateConfig(samples=1, resamples=50), f"{tmp_path}/gold.py:calls"
     )
-    metrics = stage.run(runtime, **inputs).metrics
-    assert [metrics["results"][policy]["gold_mean"] for policy in (BASELINE, "ppo")] == [11, 13]
-    (sample,) = metrics["samples"]
-    assert from_dict(Prompt, {key: sample[key] for key in ("id", "prompt", "tools")}) == Prompt(
-        "p", asked()
-    )
-    assert sample["responses"]["ppo"]["turns"] == to_dict(looked())["turns"]
-    assert "turns" not in sample["responses"][BASELINE]
-    (talk,) = conversations._from_summary(Summary(samples=[SampledPrompt(**sample)]))
+    evaluation = read(Evaluation, stage.run(runtime, **inputs).metrics)
+    scores = [evaluation.results[policy].gold.value for policy in (BASELINE, "ppo")]
+    assert scores == [11, 13]
+    (sample,) = evaluation.samples
+    assert (sample.id, sample.prompt) == ("p", Prompt("p", asked()).prompt)
+    assert sample.responses["ppo"].turns == looked().turns
+    assert "turns" not in to_json(sample)["responses"][BASELINE]
+    section = conversations.section(None, Summary(samples=[sample]), [])
+    assert section is not None
+    (talk,) = section.shown
     assert [part.who for part in talk.turns] == [part.who for part in prompt_parts(asked())]
     assert [len(answer.said) for answer in talk.answers] == [0, 4]
 

@@ -10,6 +10,7 @@ import pytest
 import report_fixture
 import yaml
 
+from prefloop.artifacts.codec import read
 from prefloop.artifacts.store import Artifact
 from prefloop.base.console import console
 from prefloop.base.redact import command_without_secrets, tree_without_secrets
@@ -18,6 +19,7 @@ from prefloop.config.load import load_config
 from prefloop.pipeline.pipeline import Pipeline
 from prefloop.pipeline.stage import Stage
 from prefloop.report.closing import show
+from prefloop.report.summary import Summary
 from prefloop.runs.runtime import Runtime
 from prefloop.runs.work import Work
 
@@ -102,14 +104,10 @@ def test_secrets_leave_nested_values_and_names() -> None:
 def test_the_closing_table_has_no_column_that_no_row_fills(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    summary = report_fixture.summary() | {"adapter": "", "reward_model": {}, "config": {}}
-    show(summary, None)
+    summary = report_fixture.summary() | {"reward_model": {}}
+    show(read(Summary, summary), None)
     assert {"gold", "reward", "KL"} <= set(capsys.readouterr().out.split())
-    for row in summary["results"].values():
-        for name in ("gold_mean", "win_rate_vs_sft"):
-            row.pop(name, None)
-    summary["control"].pop("gold")
-    show(summary, None)
+    show(read(Summary, report_fixture.without_gold(summary)), None)
     lines = capsys.readouterr().out.splitlines()
     head = next(line for line in lines if "policy" in line)
     assert "gold" not in head and head.split()[:4] == ["policy", "wins", "%,", "reward"]
@@ -119,19 +117,15 @@ def test_the_closing_table_has_no_column_that_no_row_fills(
 def test_the_closing_table_has_a_column_for_the_judge_and_says_what_length_did() -> None:
     summary = report_fixture.summary() | {
         "stages": [],
-        "adapter": "",
         "config": {"gold": "g.py:score"},
     }
-    row = {"llm_win_rate": 0.44, "llm_ci_low": 0.3, "llm_ci_high": 0.6, "length_mean": 90.0}
-    level = {"lc_judge": "gold scorer", "lc_win_rate": 0.61, "lc_ci_low": 0.5, "lc_ci_high": 0.7}
-    summary["results"]["dpo"] |= row | level
-    summary["results"]["base"] = summary["results"]["ppo"] | {
-        "win_rate_vs_sft": 0.48,
-        "ci_low": 0.4,
-        "ci_high": 0.57,
-    }
+    results, estimate = summary["results"], report_fixture.estimate
+    results["dpo"]["wins"]["judge"] = estimate(0.44, 0.3, 0.6)
+    results["dpo"] |= {"length_mean": 90.0} | report_fixture.level("gold scorer", 0.61, 0.5, 0.7)
+    ppo = results["ppo"]
+    results["base"] = ppo | {"wins": ppo["wins"] | {"gold": estimate(0.48, 0.4, 0.57)}}
     with console.capture() as captured:
-        show(summary, None)
+        show(read(Summary, summary), None)
     said = " ".join(captured.get().split())
     assert (
         "wins %, gold wins %, judge wins %, reward" in said
@@ -147,5 +141,5 @@ def test_the_closing_table_has_a_column_for_the_judge_and_says_what_length_did()
     )
     del summary["results"]["base"]
     with console.capture() as captured:
-        show(summary | {"control": {}}, None)
+        show(read(Summary, summary | {"control": {}}), None)
     assert not {"base:", "A/A:"} & set(captured.get().split())

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import report_fixture
+from report_fixture import estimate, level, without_gold
 from report_page import HOSTILE, Page, part, report
 
+from prefloop.artifacts.codec import read
 from prefloop.errors import DataError
 from prefloop.report import headline
 from prefloop.report.html import write_report
-from prefloop.report.schema import Summary
+from prefloop.report.summary import Summary
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +25,13 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 
 def sentence(data: dict[str, Any]) -> str:
-    found = headline.headline(Summary.model_validate(data))
+    found = headline.headline(read(Summary, data))
     assert found is not None
     return str(found.sentence.striptags())
 
 
 def cautions(data: dict[str, Any]) -> str:
-    found = headline.headline(Summary.model_validate(data))
+    found = headline.headline(read(Summary, data))
     assert found is not None
     return " ".join(found.cautions)
 
@@ -44,8 +46,8 @@ def test_headline_quotes_win_rates_with_intervals_and_the_control(full: Page) ->
 
 def test_headline_does_not_claim_a_win_whose_interval_contains_half() -> None:
     data = report_fixture.summary()
-    data["results"]["ppo"] |= {"win_rate_vs_sft": 0.53, "ci_low": 0.47, "ci_high": 0.59}
-    data["results"]["dpo"] |= {"win_rate_vs_sft": 0.41, "ci_low": 0.35, "ci_high": 0.47}
+    data["results"]["ppo"]["wins"]["gold"] = estimate(0.53, 0.47, 0.59)
+    data["results"]["dpo"]["wins"]["gold"] = estimate(0.41, 0.35, 0.47)
     said = sentence(data)
     assert "beats" not in said
     assert (
@@ -57,7 +59,7 @@ def test_headline_does_not_claim_a_win_whose_interval_contains_half() -> None:
 
 def test_headline_and_caution_tell_when_the_control_is_biased() -> None:
     data = report_fixture.summary()
-    data["control"]["gold"] = {"win_rate": 0.55, "ci_low": 0.52, "ci_high": 0.58}
+    data["control"]["gold"] = estimate(0.55, 0.52, 0.58)
     assert "but the A/A control reads 55.0 % [52.0, 58.0], which excludes the 50 %" in sentence(
         data
     )
@@ -67,19 +69,7 @@ def test_headline_and_caution_tell_when_the_control_is_biased() -> None:
 
 
 def test_headline_without_gold_names_the_reward_model_and_its_bias() -> None:
-    data = report_fixture.summary()
-    for result in data["results"].values():
-        result |= {
-            name: None
-            for name in (
-                "gold_mean",
-                "gold_low",
-                "gold_high",
-                "win_rate_vs_sft",
-                "ci_low",
-                "ci_high",
-            )
-        }
+    data = without_gold(report_fixture.summary())
     assert "PPO beats SFT in 91.3 % [87.4, 94.5] of comparisons under the reward model" in sentence(
         data
     )
@@ -95,17 +85,12 @@ def test_a_policy_that_writes_much_more_is_led_by_its_rate_at_equal_length() -> 
         "PPO beats SFT in 78.1 % [72.0, 83.4] of comparisons under the gold scorer (its answers are"
         " 2.0 times as long as SFT's; no rate" in sentence(data)
     )
-    data["results"]["ppo"] |= {
-        "lc_judge": "gold scorer",
-        "lc_win_rate": 0.52,
-        "lc_ci_low": 0.44,
-        "lc_ci_high": 0.6,
-    }
+    data["results"]["ppo"] |= level("gold scorer", 0.52, 0.44, 0.6)
     assert (
         "PPO cannot be told apart from SFT, winning 52.0 % [44.0, 60.0] at equal length (its"
         " answers are 2.0 times as long as SFT's; 78.1 % as they are)" in sentence(data)
     )
-    data["results"]["ppo"] |= {"lc_judge": "another judge"}
+    data["results"]["ppo"] |= level("another judge", 0.52, 0.44, 0.6)
     assert "PPO beats SFT in 78.1 %" in sentence(data)
 
 
@@ -116,27 +101,9 @@ def test_a_policy_that_writes_much_more_is_led_by_its_rate_at_equal_length() -> 
 def test_a_reward_model_at_chance_names_nobody_anywhere_in_the_report(
     low: float, high: float, said: str, tmp_path: Path
 ) -> None:
-    data = report_fixture.summary()
+    data = without_gold(report_fixture.summary())
     for result in data["results"].values():
-        result |= {
-            name: None
-            for name in (
-                "gold_mean",
-                "gold_low",
-                "gold_high",
-                "win_rate_vs_sft",
-                "ci_low",
-                "ci_high",
-            )
-        }
-        result |= {
-            "lc_judge": "reward model",
-            "lc_win_rate": 0.612,
-            "lc_ci_low": 0.5,
-            "lc_ci_high": 0.7,
-            "sign_test_p": 0.01,
-        }
-    data["control"]["gold"] = None
+        result |= level("reward model", 0.612, 0.5, 0.7) | {"sign_test_p": 0.01}
     data["matrix"] = {
         "judge": "reward model",
         "policies": ["sft", "ppo"],
@@ -167,7 +134,7 @@ def test_a_reward_model_at_chance_names_nobody_anywhere_in_the_report(
 def test_a_reward_model_that_gold_contradicts_is_called_over_optimisation() -> None:
     data = report_fixture.summary()
     assert "over-optimisation" not in cautions(data)
-    data["results"]["ppo"] |= {"win_rate_vs_sft": 0.40, "ci_low": 0.34, "ci_high": 0.46}
+    data["results"]["ppo"]["wins"]["gold"] = estimate(0.40, 0.34, 0.46)
     assert (
         "prefers PPO (91.3 %, gold 40.0 %) to SFT and the gold scorer does not confirm it"
         in cautions(data)
@@ -304,6 +271,8 @@ def test_text_from_data_is_shown_as_text_wherever_it_appears(tmp_path: Path) -> 
     rows = report_fixture.events()
     data = hostile(data)
     data["results"] = {"sft": data["results"]["sft"], HOSTILE: data["results"]["ppo"]}
+    for sample in data["samples"]:
+        sample["prompt"][0]["role"] = "user"
     data["samples"][0]["responses"] = {HOSTILE: {"text": HOSTILE}}
     data["environment"]["versions"] = {HOSTILE: HOSTILE}
     data["stages"][0]["metrics"] = {HOSTILE: HOSTILE, "audit": [HOSTILE]}
@@ -331,11 +300,7 @@ def test_sections_without_data_are_left_out(tmp_path: Path) -> None:
 
 
 def test_gold_disappears_everywhere_when_there_is_no_gold_scorer(tmp_path: Path) -> None:
-    data = report_fixture.summary()
-    for result in data["results"].values():
-        for name in ("gold_mean", "gold_low", "gold_high", "win_rate_vs_sft", "ci_low", "ci_high"):
-            result.pop(name)
-    data["control"].pop("gold")
+    data = without_gold(report_fixture.summary())
     rows = [
         row | {"gold_mean": None} if "gold_mean" in row else row for row in report_fixture.events()
     ]
@@ -346,7 +311,8 @@ def test_gold_disappears_everywhere_when_there_is_no_gold_scorer(tmp_path: Path)
 
 def test_numbers_that_diverged_count_as_missing(tmp_path: Path) -> None:
     data = report_fixture.summary()
-    data["results"]["ppo"] |= {"kl": float("nan"), "gold_high": float("inf")}
+    data["results"]["ppo"]["kl"]["value"] = float("nan")
+    data["results"]["ppo"]["gold"]["high"] = float("inf")
     rows = report_fixture.events()
     rows[-2]["reward_mean"] = float("nan")
     text = report(tmp_path, data, rows).text

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import report_extras
 import report_fixture
+from report_fixture import estimate
 from report_page import HOSTILE, Page, cells, part
 
 from prefloop.cli import _main
@@ -24,11 +25,7 @@ def run(
     unless it is given some.
     """
     data = report_extras.judged() | changes
-    data["results"]["ppo"] |= {
-        "win_rate_vs_sft": rate,
-        "ci_low": rate - 0.05,
-        "ci_high": rate + 0.05,
-    }
+    data["results"]["ppo"]["wins"]["gold"] = estimate(rate, rate - 0.05, rate + 0.05)
     return report_fixture.write_run(folder, data, rows or [])
 
 
@@ -199,9 +196,9 @@ def test_win_rates_of_different_judges_are_not_ranked(tmp_path: Path) -> None:
     for name in ("a", "b"):
         data = report_extras.judged()
         for result in data["results"].values():
-            result |= {"win_rate_vs_sft": None, "reward_win_rate": None}
-            if result.get("llm_judge"):
-                result["llm_judge"] = f"judge-{name}"
+            result["wins"] = {k: win for k, win in result["wins"].items() if k == "judge"}
+            if result.get("judge"):
+                result["judge"] = f"judge-{name}"
         folders.append(report_fixture.write_run(tmp_path / name, data, []))
     page = compared(*folders)
     assert "No judge compared policies in all of them" in page.text

@@ -10,10 +10,11 @@ import report_fixture
 from report_page import HOSTILE, Page, full_fixture, part, report  # noqa: F401
 from turns import WEATHER, asked, call, looked
 
+from prefloop.artifacts.codec import read
 from prefloop.records import Conversation, Message, Prompt, Response, to_dict
 from prefloop.report import conversations
 from prefloop.report.html import write_report
-from prefloop.report.schema import Summary
+from prefloop.report.summary import Summary
 
 
 def test_conversations_hold_every_evaluation_prompt_with_both_scores(full: Page) -> None:
@@ -64,13 +65,15 @@ def test_prompts_and_characters_beyond_the_limit_are_counted(
     assert "1,000 more characters are in" in shown.text
 
 
-def test_a_torn_row_or_an_odd_one_costs_that_row_only(tmp_path: Path) -> None:
+def test_a_row_of_another_version_ends_its_file_and_is_told(tmp_path: Path) -> None:
     data = report_fixture.summary()
     report_extras.write_responses(tmp_path, data)
     with (tmp_path / "artifacts/respond-sft/responses.jsonl").open("a", encoding="utf-8") as file:
-        file.write('[1]\n{"id": "odd", "prompt": 7, "responses": "none"}\n{"id": "torn", "resp')
+        file.write('{"id": "odd", "prompt": 7, "responses": "none"}\n')
     report_extras.seal(tmp_path / "artifacts/respond-sft", "respond-sft", "key-sft")
-    assert "31 prompts" in report(tmp_path, data, []).text
+    text = report(tmp_path, data, []).text
+    assert "30 prompts" in text
+    assert "respond-sft/responses.jsonl: another version of prefloop wrote it" in text
 
 
 @pytest.mark.parametrize("damage", ["responses.jsonl", "manifest.json"])
@@ -102,11 +105,16 @@ def test_responses_while_the_policy_learns_stand_by_prompt_with_step_reward_and_
 def test_prompts_that_training_saw_once_stand_by_step(tmp_path: Path) -> None:
     data = report_fixture.summary()
     rows = [
-        {"step": step, "id": f"p{step}", "prompt": f"Prompt {step}?", "response": "yes"}
+        {
+            "step": step,
+            "id": f"p{step}",
+            "prompt": [{"role": "user", "content": f"Prompt {step}?"}],
+            "response": "yes",
+        }
         for step in range(1, 31)
     ]
     report_extras.write_artifact(tmp_path, "ppo", data["stages"][5]["key"], "samples.jsonl", rows)
-    [(stage, groups)] = conversations.over_training(tmp_path, Summary.model_validate(data), [])
+    [(stage, groups)] = conversations.over_training(tmp_path, read(Summary, data), [])
     assert (
         stage == "ppo"
         and [group.title for group in groups][:2] == ["Step 1", "Step 5"]
@@ -153,9 +161,7 @@ def write_turns(folder: Path, hostile: str = "") -> dict:
 
 def test_tools_thoughts_calls_and_results_stand_under_their_headings(tmp_path: Path) -> None:
     shown = report(tmp_path, write_turns(tmp_path), [])
-    [talk] = conversations.section(
-        tmp_path, Summary.model_validate(write_turns(tmp_path)), []
-    ).shown  # type: ignore[union-attr]
+    [talk] = conversations.section(tmp_path, read(Summary, write_turns(tmp_path)), []).shown  # type: ignore[union-attr]
     assert [who for who, _ in talk.turns] == [
         "tools",
         "system",
@@ -197,11 +203,11 @@ def test_markup_in_turns_tools_and_names_is_text(tmp_path: Path) -> None:
 
 
 def test_a_long_answer_with_turns_is_cut_once_and_counted(tmp_path: Path) -> None:
-    parts, cut = conversations._said("", to_dict(looked(said="x" * 5000))["turns"])
+    parts, cut = conversations._said(looked(said="x" * 5000).turns)
     assert (
         sum(len(text) for _, text in parts) == conversations.MOST_CHARACTERS and 1000 < cut < 1100
     )
-    assert conversations._said("text", [{"role": "judge"}]) == ([], 0)
+    assert conversations._said([]) == ([], 0)
 
 
 def test_prompts_of_training_show_what_was_asked_and_what_stood_before(tmp_path: Path) -> None:
@@ -213,6 +219,6 @@ def test_prompts_of_training_show_what_was_asked_and_what_stood_before(tmp_path:
     }
     rows = [{"step": step, "id": "p", **row, "response": f"yes {step}"} for step in (1, 2)]
     report_extras.write_artifact(tmp_path, "ppo", data["stages"][5]["key"], "samples.jsonl", rows)
-    [(_, [group])] = conversations.over_training(tmp_path, Summary.model_validate(data), [])
+    [(_, [group])] = conversations.over_training(tmp_path, read(Summary, data), [])
     assert group.title == "Is it warm in Bern?" and group.turns[group.asked].text == group.title
     assert len(group.turns) == 6 and "tool get_weather" in report(tmp_path, data, []).text

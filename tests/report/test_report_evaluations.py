@@ -11,13 +11,14 @@ import report_extras
 import report_fixture
 from report_page import Page, cells, full_fixture, part, report  # noqa: F401
 
+from prefloop.artifacts.codec import read
 from prefloop.errors import DataError
 from prefloop.report import benchmarks, reward_model
 from prefloop.report.compare import write_comparison
 from prefloop.report.current import bench_of
 from prefloop.report.evaluations import BenchFile
 from prefloop.report.html import write_report
-from prefloop.report.schema import Summary
+from prefloop.report.summary import Summary
 
 
 def test_benchmarks_mark_what_changed_by_more_than_two_standard_errors(full: Page) -> None:
@@ -40,7 +41,7 @@ def test_benchmarks_mark_what_changed_by_more_than_two_standard_errors(full: Pag
         "1 of 4 changes in this table is worse by more than two standard errors, 2 better."
         in full.text
     )
-    found = benchmarks.section(BenchFile.model_validate(report_extras.bench()))
+    found = benchmarks.section(read(BenchFile, report_extras.bench()))
     assert found is not None
     verdicts = [[change.verdict for change in row.differences] for row in found.rows]
     assert verdicts == [["", "worse"], ["better", "better"]]  # a lower perplexity is better
@@ -111,8 +112,8 @@ def test_without_stages_the_linked_artifact_says_what_the_adapter_is_now(tmp_pat
     )
     found, notes = bench_of(tmp_path, Summary())
     assert found is not None and "ppo" in found.tasks["hellaswag"].adapters and not notes
-    rounds = Summary.model_validate(
-        {"stages": [{"name": "ppo", "key": "old"}, {"name": "ppo-2", "key": "new"}]}
+    rounds = read(
+        Summary, {"stages": [{"name": "ppo", "key": "old"}, {"name": "ppo-2", "key": "new"}]}
     )
     assert not bench_of(tmp_path, rounds)[1]  # the last round is what fills the slot
 
@@ -182,7 +183,7 @@ def test_a_temperature_that_does_not_help_is_said_with_the_pairs_that_it_rests_o
     for pairs, before, after in ((36, 0.118, 0.15), (4000, 0.118, 0.15), (36, 0.118, 0.05)):
         stage["metrics"] = {"ece": before, "calibrated_ece": after}
         data["reward_model"]["held_out_pairs"] = pairs
-        found = reward_model.section(Summary.model_validate(data), {})
+        found = reward_model.section(read(Summary, data), {})
         assert found is not None
         said.append(found.note)
     assert (
@@ -206,7 +207,7 @@ def test_reward_tests_of_the_pipeline_stand_beside_those_of_the_command() -> Non
     data["stages"].append(
         {"name": "reward-test", "metrics": {"tests": {"held.jsonl": {"pairs": 9, "accuracy": 0.6}}}}
     )
-    found = reward_model.section(Summary.model_validate(data), {})
+    found = reward_model.section(read(Summary, data), {})
     assert found is not None and [
         (row.name, row.pairs, row.accuracy.value) for row in found.rows
     ] == [("held", "9", "60.0")]

@@ -3,6 +3,7 @@ kills and reruns.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 import report_extras
 import report_fixture
 
+from prefloop.artifacts.codec import read
 from prefloop.errors import DataError
 from prefloop.report.html import render, write_report
 from prefloop.report.inputs import curves_of, read_curves, read_summary
-from prefloop.report.schema import Summary
+from prefloop.report.summary import Summary
 
 KEY = "k" * 64
 
@@ -90,8 +92,8 @@ def test_curves_are_drawn_from_artifacts_whose_hash_is_known(tmp_path: Path) -> 
     links.mkdir()
     (links / "sft").symlink_to(store / f"sft-{KEY[:16]}")
     write_lines(tmp_path, *(step(stage, 1, 9.0) for stage in ("sft", "ppo", "ppo-2", "dpo")))
-    summary = Summary.model_validate(
-        {"stages": [{"name": s, "key": KEY} for s in ("sft", "ppo", "ppo-2", "dpo")]}
+    summary = read(
+        Summary, {"stages": [{"name": s, "key": KEY} for s in ("sft", "ppo", "ppo-2", "dpo")]}
     )
     notes: list[str] = []
     curves, _ = curves_of(tmp_path, summary, notes)
@@ -127,9 +129,27 @@ def test_a_missing_summary_names_the_file_and_what_to_do(tmp_path: Path) -> None
 
 def test_a_wrong_field_is_named_with_what_was_found(tmp_path: Path) -> None:
     data = report_fixture.summary()
-    data["results"]["ppo"]["kl"] = "twelve"
-    with pytest.raises(DataError, match=r"field 'results\.ppo\.kl'.*found 'twelve'"):
+    data["results"]["ppo"]["kl"]["value"] = "twelve"
+    with pytest.raises(DataError, match=r"field 'results\.ppo\.kl\.value'.*found 'twelve'"):
         write_report(report_fixture.write_run(tmp_path, data, []))
+
+
+def test_a_summary_of_the_version_before_reads_as_one_of_this(tmp_path: Path) -> None:
+    """``former_summary.json`` is what 0.1 wrote of the run that the fixture describes."""
+    shutil.copy(Path(__file__).with_name("former_summary.json"), tmp_path / "summary.json")
+    former = read_summary(tmp_path / "summary.json")
+    run = report_fixture.write_run(tmp_path / "now", report_extras.judged())
+    now = read_summary(run / "summary.json")
+    assert former.results["ppo"] == now.results["ppo"]
+    assert (former.results["dpo"].failed, former.judging.total.cost) == (1, 0.5)
+    for part in ("control", "samples", "stages", "annotators", "reward_model", "environment"):
+        assert getattr(former, part) == getattr(now, part)
+    assert (former.matrix, former.judging.used) == (now.matrix, now.judging.used)
+    assert former.judging.position_bias == now.judging.position_bias
+    text, pair = former.contamination.examples[1:]
+    assert text.text == "Name three rivers." and (pair.id, pair.train_id) == ("q1", "d1")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert ">Name three rivers.</li>" in page and "q1 as d1 (prompt)</li>" in page
 
 
 def test_looks_at_held_out_loss_stay_with_their_step_through_a_resume(tmp_path: Path) -> None:

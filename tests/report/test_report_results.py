@@ -6,11 +6,13 @@ import re
 
 import report_extras
 import report_fixture
+from report_fixture import estimate, level
 from report_page import Page, cells, full_fixture, part  # noqa: F401
 
+from prefloop.artifacts.codec import read
 from prefloop.report import headline, results
 from prefloop.report.html import render
-from prefloop.report.schema import Summary
+from prefloop.report.summary import Summary
 
 
 def test_results_hold_the_llm_judge_and_its_length_controlled_rate(full: Page) -> None:
@@ -30,7 +32,7 @@ def test_results_hold_the_llm_judge_and_its_length_controlled_rate(full: Page) -
 
 
 def test_the_figures_of_the_best_policy_name_every_judge_kl_and_what_it_cost() -> None:
-    found = headline.headline(Summary.model_validate(report_extras.judged()))
+    found = headline.headline(read(Summary, report_extras.judged()))
     assert found is not None and found.best == "ppo"
     assert [(tile.title, tile.value, tile.note) for tile in found.tiles] == [
         ("win rate, gold scorer", "78.1 %", "[72.0, 83.4]"),
@@ -47,14 +49,14 @@ def test_the_llm_judge_leads_where_no_gold_was_run_and_judges_that_disagree_are_
     None
 ):
     data = report_extras.judged()
-    data["results"]["ppo"] |= {"llm_win_rate": 0.38, "llm_ci_low": 0.32, "llm_ci_high": 0.44}
-    found = headline.headline(Summary.model_validate(data))
+    data["results"]["ppo"]["wins"]["judge"] = estimate(0.38, 0.32, 0.44)
+    found = headline.headline(read(Summary, data))
     assert found is not None and any(
         "The judges disagree about PPO: it wins 78.1 %" in text for text in found.cautions
     )
     for result in data["results"].values():
-        result["win_rate_vs_sft"] = None
-    found = headline.headline(Summary.model_validate(data))
+        result["wins"].pop("gold")
+    found = headline.headline(read(Summary, data))
     assert found is not None
     assert (
         found.sentence.striptags()
@@ -65,8 +67,8 @@ def test_the_llm_judge_leads_where_no_gold_was_run_and_judges_that_disagree_are_
 
 def test_numbers_carry_the_name_of_the_judge_that_gave_them() -> None:
     data = report_fixture.summary()
-    data["results"]["ppo"] |= {"lc_judge": "gold scorer", "lc_win_rate": 0.6, "sign_test_p": 0.01}
-    summary = Summary.model_validate(data)
+    data["results"]["ppo"] |= level("gold scorer", 0.6) | {"sign_test_p": 0.01}
+    summary = read(Summary, data)
     units = {(column.title, column.unit) for column in results.results_table(summary)[0]}
     assert ("At equal length", "% (characters), gold scorer") in units and not any(
         "judge" in unit for _, unit in units
@@ -77,11 +79,12 @@ def test_numbers_carry_the_name_of_the_judge_that_gave_them() -> None:
 def test_a_reward_model_that_was_asked_to_judge_is_named_and_warned_of() -> None:
     data = report_extras.judged()
     for result in data["results"].values():
-        result |= {"win_rate_vs_sft": None, "llm_judge": "reward:demo"}
-    found = headline.headline(Summary.model_validate(data))
+        result["wins"].pop("gold")
+        result["judge"] = "reward:demo"
+    found = headline.headline(read(Summary, data))
     assert found is not None and "under the judge reward:demo" in found.sentence
     assert any("the judge, reward:demo, is a reward model" in text for text in found.cautions)
-    columns, _ = results.results_table(Summary.model_validate(data))
+    columns, _ = results.results_table(read(Summary, data))
     assert "%, judge reward:demo" in [column.unit for column in columns]
 
 
@@ -97,13 +100,13 @@ def test_what_overlaps_is_shown_with_both_texts_and_only_what_was_seen_is_called
         }
     ]
     data["contamination"] = {"count": 0, "alike": 1, "examples": dishes}
-    found = headline.headline(Summary.model_validate(data))
+    found = headline.headline(read(Summary, data))
     assert found is not None and not any("seen in training" in text for text in found.cautions)
     assert any(
         "1 evaluation prompt shares a turn or most of the wording" in text
         for text in found.cautions
     )
-    page = render(Summary.model_validate(data), {})
+    page = render(read(Summary, data), {})
     assert (
         "e1: “Guests like my soup &lt;b&gt;”<br>shares most runs of 13 words with t9: “Guests like"
         " my pie”" in page
@@ -140,5 +143,5 @@ def test_what_judging_took_and_prompts_seen_in_training_are_told(full: Page) -> 
     )
     assert (
         "2 evaluation prompts were seen in training" in full.text
-        and '<li dir="auto">Name three rivers.</li>' in full.source
+        and '<li dir="auto">q2: “Name three rivers.” (as t-q2)</li>' in full.source
     )

@@ -9,8 +9,9 @@ import report_fixture
 import yaml
 from report_page import Page, full_fixture, part, report  # noqa: F401
 
+from prefloop.artifacts.codec import read
 from prefloop.report import stages
-from prefloop.report.schema import Summary
+from prefloop.report.summary import Summary
 
 
 def test_every_link_of_the_bar_leads_to_a_section_of_the_page(full: Page) -> None:
@@ -35,7 +36,7 @@ def test_what_runs_side_by_side_stands_in_one_column_of_the_picture() -> None:
         "respond-ppo",
         "judge",
     ]
-    summary = Summary.model_validate({"stages": [{"name": name, "seconds": 61} for name in names]})
+    summary = read(Summary, {"stages": [{"name": name, "seconds": 61} for name in names]})
     assert [[box.name for box in column] for column in stages.picture(summary)] == [
         ["SFT"],
         ["Sample"],
@@ -58,7 +59,7 @@ def test_a_box_says_what_came_out_and_what_reuse_spared() -> None:
         "saved_seconds": 71.2,
         "metrics": {"comparisons": 1720},
     }
-    [[box]] = stages.picture(Summary.model_validate({"stages": [stage]}))
+    [[box]] = stages.picture(read(Summary, {"stages": [stage]}))
     assert (box.figure, box.status, box.time) == (
         "1,720 comparisons",
         "reused",

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import report_fixture
+from report_fixture import estimate, level
 
+from prefloop.artifacts.codec import read
 from prefloop.evaluation.standing import programs
 from prefloop.report.cautions import cautions
 from prefloop.report.closing import show
 from prefloop.report.headline import headline
-from prefloop.report.schema import Summary
+from prefloop.report.summary import Summary
 from prefloop.stats.intervals import win_rate
 from prefloop.stats.undecided import MOST, POWER, prompts_to_tell, undecided
 
@@ -65,9 +67,7 @@ def test_a_comparison_of_cut_answers_with_whole_ones_is_said_to_be_one() -> None
         data = report_fixture.summary()
         for name, row in data["results"].items():
             row["finished_share"] = ppo if name == "ppo" else sft
-        return [
-            line for line in cautions(Summary.model_validate(data), "gold") if "cut off" in line
-        ]
+        return [line for line in cautions(read(Summary, data), "gold") if "cut off" in line]
 
     (line,) = told(sft=0.844, ppo=0.031)
     assert line.startswith("3.1 % of the answers of PPO end by themselves, 84.4 % of SFT's")
@@ -77,7 +77,7 @@ def test_a_comparison_of_cut_answers_with_whole_ones_is_said_to_be_one() -> None
 def compared(**base: Any) -> Summary:
     """The made-up run with the bare model in its comparison."""
     data = report_fixture.summary()
-    row = data["results"]["dpo"] | {"kl": 9.0} | base
+    row = data["results"]["dpo"] | {"kl": estimate(9.0)} | base
     data["results"] = {"base": row, **data["results"]}
     names = ["base", "sft", "ppo"]
     rates = [[None, 0.4, 0.2], [0.6, None, 0.3], [0.8, 0.7, None]]
@@ -90,7 +90,7 @@ def compared(**base: Any) -> Summary:
         "low": low,
         "high": high,
     }
-    return Summary.model_validate(data)
+    return read(Summary, data)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def compared(**base: Any) -> Summary:
 def test_the_headline_says_what_sft_itself_has_changed(
     low: float, rate: float, high: float, clause: str
 ) -> None:
-    found = headline(compared(win_rate_vs_sft=rate, ci_low=low, ci_high=high, length_mean=45.0))
+    found = headline(compared(wins={"gold": estimate(rate, low, high)}, length_mean=45.0))
     assert found is not None and clause in found.sentence and found.best == "ppo"
     assert found.sentence.startswith("PPO beats SFT in")
     warned = [note for note in found.cautions if note.startswith("The bare model beats SFT")]
@@ -131,9 +131,8 @@ def test_the_headline_says_what_sft_itself_has_changed(
 
 
 def test_a_longer_bare_model_is_read_at_equal_length_everywhere() -> None:
-    plain = {"win_rate_vs_sft": 0.6, "ci_low": 0.55, "ci_high": 0.65, "length_mean": 90.0}
-    level = {"lc_judge": "gold scorer", "lc_win_rate": 0.38, "lc_ci_low": 0.3, "lc_ci_high": 0.46}
-    found = headline(compared(**plain, **level))
+    plain = {"wins": {"gold": estimate(0.6, 0.55, 0.65)}, "length_mean": 90.0}
+    found = headline(compared(**plain, **level("gold scorer", 0.38, 0.3, 0.46)))
     assert (
         found is not None
         and "SFT beats the bare model, which wins <strong>38.0 % [30.0, 46.0]</strong> at equal"
@@ -142,8 +141,8 @@ def test_a_longer_bare_model_is_read_at_equal_length_everywhere() -> None:
     assert not any("bare model" in note for note in found.cautions)
     ahead = headline(
         compared(
-            **plain | {"win_rate_vs_sft": 0.5, "ci_low": 0.4},
-            **level | {"lc_win_rate": 0.7, "lc_ci_low": 0.6, "lc_ci_high": 0.8},
+            **plain | {"wins": {"gold": estimate(0.5, 0.4, 0.65)}},
+            **level("gold scorer", 0.7, 0.6, 0.8),
         )
     )
     assert ahead is not None
@@ -155,11 +154,11 @@ def test_a_longer_bare_model_is_read_at_equal_length_everywhere() -> None:
 
 def test_the_terminal_says_what_the_report_says(capsys: pytest.CaptureFixture[str]) -> None:
     data = report_fixture.summary() | {"adapter": "", "config": {"gold": "g.py:score"}}
-    row = {"win_rate_vs_sft": 0.52, "ci_low": 0.45, "ci_high": 0.59, "length_mean": 90.0}
-    level = {"lc_judge": "gold scorer", "lc_win_rate": 0.35, "lc_ci_low": 0.28, "lc_ci_high": 0.42}
-    data["results"]["dpo"] |= row | level
-    found = headline(Summary.model_validate(data))
-    show(data, None)
+    row = {"wins": {"gold": estimate(0.52, 0.45, 0.59)}, "length_mean": 90.0}
+    data["results"]["dpo"] |= row | level("gold scorer", 0.35, 0.28, 0.42)
+    summary = read(Summary, data)
+    found = headline(summary)
+    show(summary, None)
     said = " ".join(capsys.readouterr().out.split())
     assert found is not None and " ".join(found.sentence.striptags().split()) in said
     assert (
@@ -170,16 +169,12 @@ def test_the_terminal_says_what_the_report_says(capsys: pytest.CaptureFixture[st
 def test_the_bare_model_is_never_the_policy_that_a_run_is_judged_by() -> None:
     """It may win most, and lies where no policy was trained to."""
     found = headline(
-        compared(
-            win_rate_vs_sft=0.95, ci_low=0.9, ci_high=0.99, reward_win_rate=0.99, reward_ci_low=0.9
-        )
+        compared(wins={"gold": estimate(0.95, 0.9, 0.99), "reward": estimate(0.99, 0.9, 0.995)})
     )
     assert found is not None and found.best == "ppo"
-    summary = compared(
-        win_rate_vs_sft=0.4, ci_low=0.3, ci_high=0.49, reward_win_rate=0.9, reward_ci_low=0.8
-    )
+    summary = compared(wins={"gold": estimate(0.4, 0.3, 0.49), "reward": estimate(0.9, 0.8, 0.95)})
     assert not any("over-optimisation" in note for note in cautions(summary, "gold"))
-    by_reward = compared(gold_mean=None)
+    by_reward = compared(gold=None)
     assert not any(
         "bare model" in note
         for note in cautions(by_reward, "reward")
@@ -189,7 +184,7 @@ def test_the_bare_model_is_never_the_policy_that_a_run_is_judged_by() -> None:
 
 def test_programs_that_scored_and_voted_are_named_beside_the_headline() -> None:
     data = report_fixture.summary() | {"config": {"gold": "examples/demo/gold.py:score"}}
-    found = headline(Summary.model_validate(data))
+    found = headline(read(Summary, data))
     assert found is not None
     told = [
         note
@@ -201,4 +196,4 @@ def test_programs_that_scored_and_voted_are_named_beside_the_headline() -> None:
         "The votes are of 1 simulated annotator, drawn"
     )
     people = data | {"annotators": [{"name": "ann", "simulated": False, "votes": 3}]}
-    assert not any("simulated" in note for note in cautions(Summary.model_validate(people), "llm"))
+    assert not any("simulated" in note for note in cautions(read(Summary, people), "judge"))

@@ -27,7 +27,7 @@ from prefloop.base.atomic import settle
 from prefloop.base.sealed import check_files, copy_file, write_json, write_sealed
 from prefloop.config.algorithms import kind_of
 from prefloop.errors import ConfigError, StoreError
-from prefloop.evaluation.standing import MEASURED, quotable
+from prefloop.evaluation.standing import MEASURED
 from prefloop.models.folder import described
 from prefloop.models.rope import overrides, written
 from prefloop.pipeline.stage import content
@@ -35,7 +35,7 @@ from prefloop.runs.open import config_of, open_policies, require_model
 from prefloop.runs.runtime import Runtime, environment
 
 if TYPE_CHECKING:
-    from prefloop.export.card_tables import Evaluation
+    from prefloop.export.card_tables import Compared
 
 _KEPT = ("adapter_config.json", ADAPTER, "head.json", HEAD, "reward.json")
 
@@ -150,7 +150,7 @@ def _write(place: Place, manifest: Manifest, draft: Path, merge: bool, model: st
     summary = place.run / "summary.json" if place.run else None
     told = read_summary(summary).disclosure if summary and summary.is_file() else []
     exported = Exported(
-        evaluation_of(place, manifest),
+        compared_in(place, manifest),
         told,
         environment()["versions"],
         policy.generation if policy else None,
@@ -161,15 +161,21 @@ def _write(place: Place, manifest: Manifest, draft: Path, merge: bool, model: st
     (draft / "README.md").write_text(text, encoding="utf-8")
 
 
-def evaluation_of(place: Place, manifest: Manifest) -> Evaluation | None:
+def compared_in(place: Place, manifest: Manifest) -> Compared | None:
     """The run's final comparison, when it was of this very artifact."""
     from prefloop.artifacts.store import lineage
-    from prefloop.export.card_tables import Evaluation
+    from prefloop.export.card_tables import Compared
+    from prefloop.report.former import read_evaluation
+    from prefloop.report.summary import quotable
 
     judge = place.run / "artifacts" / "judge" / MANIFEST if place.run else None
     if judge is None or not judge.is_file() or place.folder is None:
         return None
     judged = read_manifest(judge.parent, required=False)
+    try:
+        evaluation = read_evaluation(judged.metrics)
+    except ValueError as error:
+        raise StoreError(f"{judge}: {error}. Run the pipeline again to rewrite it") from None
     before = lineage(judge.resolve().parent.parent, judged)
     reward = next(
         (made.metrics for made in reversed(before) if kind_of(made.stage) == "reward"), {}
@@ -179,9 +185,8 @@ def evaluation_of(place: Place, manifest: Manifest) -> Evaluation | None:
             made.stage == f"respond-{place.slot}"
             and made.inputs.get(str(place.slot)) == manifest.key
         ):
-            return Evaluation(
-                *quotable(judged.metrics, reward),
-                made.reads.get("prompts", "the evaluation prompts"),
+            return Compared(
+                *quotable(evaluation, reward), made.reads.get("prompts", "the evaluation prompts")
             )
     return None
 

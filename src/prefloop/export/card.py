@@ -1,7 +1,7 @@
 """The model card of an exported adapter: a ``README.md`` that Hugging Face's tools read.
 
-It is made from what the artifact and its inputs say, and from the run's final comparison. It holds
-no paths. People who voted are counted and not named.
+Its sources are the manifests of the artifact and its inputs, and the run's final comparison. It
+holds no paths. People who voted are counted and not named.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 
 from prefloop.artifacts.adapter_config import read_adapter
+from prefloop.artifacts.codec import read
+from prefloop.artifacts.labels import Annotator, Labels
 from prefloop.artifacts.manifest import Manifest
 from prefloop.base.console import counted
 from prefloop.config import GenerationConfig
@@ -23,7 +25,7 @@ from prefloop.evaluation.learnt import unmoved
 from prefloop.export.card_base import Base
 from prefloop.export.card_tables import (
     WORDS,
-    Evaluation,
+    Compared,
     card_for,
     cell,
     comparison,
@@ -40,9 +42,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What the card says beyond the artifact and its inputs."""
+    """What a card holds beyond the artifact and its inputs."""
 
-    evaluation: Evaluation | None = None
+    compared: Compared | None = None
     notes: Sequence[str] = ()
     """What the run discloses about its numbers."""
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -66,7 +68,7 @@ def model_card(
     base, stage = model.name, manifest.stage
     kind, method = kind_of(stage), card_for(manifest.identity, adapter)
     short = base.rpartition("/")[2]
-    merged, evaluation = exported.merged, exported.evaluation
+    merged, compared = exported.merged, exported.compared
     data = ModelCardData(
         base_model=base,
         library_name="transformers" if merged else "prefloop" if method.ours else "peft",
@@ -74,7 +76,7 @@ def model_card(
         license=model.license,
         model_name=f"{short}-{stage}",
         tags=list(dict.fromkeys(["prefloop", *([] if merged else _tags(method)), "rlhf", kind])),
-        eval_results=eval_results(kind, evaluation) or None,
+        eval_results=eval_results(kind, compared) or None,
     )
     people, simulated = _annotators(ancestors)
     environment = jinja2.Environment(
@@ -94,8 +96,8 @@ def model_card(
         stage=cell(stage),
         sampled=kind in ROLLOUTS,
         measured=measured(manifest.metrics),
-        evaluation=comparison(kind, evaluation),
-        limits=_limits(kind, simulated, exported) + _unmoved(manifest, evaluation),
+        evaluation=comparison(kind, compared),
+        limits=_limits(kind, simulated, exported) + _unmoved(manifest, compared),
         loading=loading(
             kind,
             model,
@@ -111,7 +113,7 @@ def model_card(
 
 
 def _tags(method: Card) -> list[str]:
-    """The Hub lists adapters by these; files that are LoRA's are found as such."""
+    """The tags that the Hub lists adapters by; files in LoRA's format are tagged as LoRA too."""
     return [*(["lora"] if method.handover == "adapter" else []), method.name]
 
 
@@ -138,34 +140,32 @@ def _summary(kind: str, base: str, method: Card, merged: bool) -> str:
     return f"{what[0].upper()}{what[1:]}, {done} with prefloop by {WORDS.get(kind, cell(kind))}."
 
 
-def _annotators(ancestors: Sequence[Manifest]) -> tuple[list[Any], list[Any]]:
-    """Of the last round, whose comparisons hold those before it."""
-    rounds = [made.metrics["annotators"] for made in ancestors if made.metrics.get("annotators")]
-    found = rounds[-1] if rounds else []
-    return [a for a in found if not a.get("simulated")], [a for a in found if a.get("simulated")]
+def _annotators(ancestors: Sequence[Manifest]) -> tuple[list[Annotator], list[Annotator]]:
+    """People and simulated annotators of the last round, whose comparisons hold those before it."""
+    rounds = [m.metrics for m in ancestors if m.metrics.get("annotators")]
+    voters = read(Labels, rounds[-1]).annotators if rounds else []
+    return [a for a in voters if not a.simulated], [a for a in voters if a.simulated]
 
 
-def _votes(people: Sequence[Mapping[str, Any]], simulated: Sequence[Mapping[str, Any]]) -> str:
+def _votes(people: Sequence[Annotator], simulated: Sequence[Annotator]) -> str:
     parts = []
     if simulated:
-        names = ", ".join(
-            f"`{cell(name)}`" for name in dict.fromkeys(str(a["name"]) for a in simulated)
-        )
+        names = ", ".join(f"`{cell(name)}`" for name in dict.fromkeys(a.name for a in simulated))
         parts.append(
-            f"{sum(a.get('votes') or 0 for a in simulated):,} votes are of *simulated* annotators"
+            f"{sum(a.votes or 0 for a in simulated):,} votes are of *simulated* annotators"
             f" ({names}), drawn from a disclosed score: no person cast them."
         )
     if people:
         of_whom = counted(
-            len({a["name"] for a in people}),
+            len({a.name for a in people}),
             "annotator or file of labels",
             "annotators or files of labels",
         )
-        parts.append(f"{sum(a.get('votes') or 0 for a in people):,} votes are of {of_whom}.")
+        parts.append(f"{sum(a.votes or 0 for a in people):,} votes are of {of_whom}.")
     return " ".join(parts)
 
 
-def _limits(kind: str, simulated: Sequence[Any], exported: Exported) -> list[str]:
+def _limits(kind: str, simulated: Sequence[Annotator], exported: Exported) -> list[str]:
     use = (
         "scoring responses of the kind that its votes were about"
         if kind == "reward"
@@ -174,33 +174,30 @@ def _limits(kind: str, simulated: Sequence[Any], exported: Exported) -> list[str
     lines = [
         f"Meant for {use}.",
         (
-            "It has what the base model has of errors, biases and unsafe answers; nothing here was"
-            " trained or tested for safety."
+            "It keeps the base model's errors, biases and unsafe answers. Nothing here was trained"
+            " or tested for safety."
         ),
     ]
     if simulated:
         lines.append(
-            "Simulated annotators voted on a disclosed score: what it prefers is what that score"
-            " measures, and no evidence of what people prefer."
+            "Simulated annotators voted by a disclosed score. Its preferences are those of the"
+            " score and no evidence of what people prefer."
         )
     if kind == "reward":
         lines.append(
-            "A policy that is trained hard against it finds what it gets wrong; scores compare"
-            " responses to one prompt only."
+            "A policy that is trained hard against it finds its errors. Scores compare responses"
+            " to one prompt only."
         )
     elif kind not in IMITATING:
-        lines.append(
-            "It was rewarded for what its votes preferred, their errors and their taste in length"
-            " included."
-        )
+        lines.append("It learned from votes, with their errors and their taste in length.")
     return lines + [" ".join(note.split()).replace("<", "&lt;") for note in exported.notes]
 
 
-def _unmoved(manifest: Manifest, evaluation: Evaluation | None) -> list[str]:
-    """That the policy is where it began, where its comparison shows it."""
+def _unmoved(manifest: Manifest, compared: Compared | None) -> list[str]:
+    """A sentence where the comparison shows that the policy is still where it began."""
     kind = kind_of(manifest.stage)
-    row = evaluation.metrics["results"].get(kind) if evaluation else None
-    return unmoved([{"name": kind, "metrics": manifest.metrics}], {kind: row}) if row else []
+    row = compared.evaluation.results.get(kind) if compared else None
+    return unmoved({kind: manifest.metrics}, {kind: row}) if row else []
 
 
 def _versions(manifest: Manifest, adapter: Mapping[str, Any], exported: Exported) -> str:

@@ -5,7 +5,7 @@ fared against SFT.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult
@@ -13,6 +13,15 @@ from huggingface_hub import EvalResult
 from prefloop.artifacts.adapter_config import described_shape
 from prefloop.artifacts.manifest import Manifest
 from prefloop.artifacts.references import BASE
+from prefloop.artifacts.results import (
+    BASELINE,
+    GOLD,
+    JUDGE,
+    REWARD,
+    Estimate,
+    Evaluation,
+    PolicyResult,
+)
 from prefloop.config.adapters import CARDS, Card, card_of
 from prefloop.config.algorithms import PAIR, ROLLOUTS, WITHOUT_REFERENCE, kind_of
 from prefloop.config.trl import PREFIX, TRAINERS, slot_of
@@ -57,28 +66,35 @@ _COUNTS = (
     "steps",
     "updates",
 )
-_COLUMNS = (
-    ("gold score", "gold_mean", "gold_low", "gold_high", 1),
-    ("wins against SFT, gold scorer", "win_rate_vs_sft", "ci_low", "ci_high", 100),
-    ("wins against SFT, reward model", "reward_win_rate", "reward_ci_low", "reward_ci_high", 100),
-    ("wins against SFT, judge", "llm_win_rate", "llm_ci_low", "llm_ci_high", 100),
-    ("wins against SFT at equal length,", "lc_win_rate", "lc_ci_low", "lc_ci_high", 100),
-    ("KL to SFT", "kl", "kl_low", "kl_high", 1),
-)
-
-_JUDGES = {"llm_win_rate": "llm_judge", "lc_win_rate": "lc_judge"}
-"""Whose win rate it is."""
+_MEASURED: Mapping[str, tuple[str, Callable[[PolicyResult], Estimate]]] = {
+    "gold score": ("", lambda row: row.gold),
+    "wins against SFT, gold scorer": ("%", lambda row: row.win(GOLD)),
+    "wins against SFT, reward model": ("%", lambda row: row.win(REWARD)),
+    "wins against SFT, judge": ("%", lambda row: row.win(JUDGE)),
+    "wins against SFT at equal length,": ("%", lambda row: row.at_equal_length.win),
+    "KL to SFT": ("", lambda row: row.kl),
+}
+"""The columns of the comparison: unit and value."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What the run's ``judge`` stage found, and on which prompts."""
+class Compared:
+    """The run's final comparison, and its prompts."""
 
-    metrics: Mapping[str, Any]
+    evaluation: Evaluation
     """Without the verdicts of a reward model that is not known to be better than chance."""
     unquoted: str
     """Why they are left out; empty where they are not."""
     prompts: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The comparison as a card prints it."""
+
+    lead: str
+    columns: list[str]
+    rows: list[list[str]]
 
 
 def stage_row(made: Manifest) -> dict[str, str]:
@@ -175,86 +191,76 @@ def measured(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     return out
 
 
-def comparison(kind: str, evaluation: Evaluation | None) -> dict[str, Any]:
-    """The policy beside the bare model and SFT by everything that was measured of it, and the A/A
-    control; empty where it was not judged.
+def comparison(kind: str, compared: Compared | None) -> Comparison | None:
+    """The policy next to the bare model and SFT by everything that was measured of it, and the A/A
+    control; ``None`` where it was not judged.
     """
-    if evaluation is None or kind not in evaluation.metrics["results"]:
-        return {}
-    results, control = evaluation.metrics["results"], evaluation.metrics.get("control", {})
+    if compared is None or kind not in compared.evaluation.results:
+        return None
+    results, control = compared.evaluation.results, compared.evaluation.control
     mine = results[kind]
     columns = _columns(mine)
     rows = [
         [
             label(name) if name == BASE else name,
-            *(_rate(results[name], *column[1:]) for column in columns),
+            *(_written(value(results[name]), unit) for unit, value in columns.values()),
         ]
-        for name in dict.fromkeys((BASE, "sft", kind))
+        for name in dict.fromkeys((BASE, BASELINE, kind))
         if name in results
     ]
-    judges = {"win_rate_vs_sft": "gold", "reward_win_rate": "reward"}
     if control:
-        rows.append(
-            [
-                "A/A",
-                *(
-                    _rate(
-                        control.get(judges.get(c[1], ""), {}), "win_rate", "ci_low", "ci_high", c[4]
-                    )
-                    for c in columns
-                ),
-            ]
-        )
+        # The control is a win rate of SFT: it has no gold score, KL or rate at equal length.
+        again = PolicyResult(wins=control)
+        rows.append(["A/A", *(_written(value(again), unit) for unit, value in columns.values())])
     lead = (
-        f"{mine['n_prompts']:,} prompts of `{cell(evaluation.prompts)}`, {mine['n_responses']:,}"
-        f" responses, {mine['length_mean']:.1f} words each on average."
+        f"{mine.n_prompts:,} prompts of `{cell(compared.prompts)}`, {mine.n_responses:,}"
+        f" responses, {mine.length_mean:.1f} words each on average."
     )
-    lead += f" {evaluation.unquoted}" if evaluation.unquoted else ""
+    lead += f" {compared.unquoted}" if compared.unquoted else ""
+    return Comparison(
+        lead, [name + (", %" if unit else "") for name, (unit, _) in columns.items()], rows
+    )
+
+
+def _columns(row: PolicyResult) -> dict[str, tuple[str, Callable[[PolicyResult], Estimate]]]:
+    """What was measured of a policy; the name of the judge is part of a column's name."""
+    judges = {
+        "wins against SFT, judge": row.judge,
+        "wins against SFT at equal length,": row.at_equal_length.judge,
+    }
     return {
-        "lead": lead,
-        "columns": [c[0] + (", %" if c[4] == 100 else "") for c in columns],
-        "rows": rows,
+        f"{name} {cell(judges.get(name, ''))}".rstrip(): (unit, value)
+        for name, (unit, value) in _MEASURED.items()
+        if value(row).value is not None
     }
 
 
-def _columns(row: Mapping[str, Any]) -> list[tuple[str, str, str, str, int]]:
-    """What was measured of a policy, the judge that was asked for by its name."""
-    judges = {field: f" {cell(row[judge])}" for field, judge in _JUDGES.items() if row.get(judge)}
-    return [
-        (text + judges.get(field, ""), field, low, high, scale)
-        for text, field, low, high, scale in _COLUMNS
-        if row.get(field) is not None
-    ]
-
-
-def _rate(row: Mapping[str, Any], name: str, low: str, high: str, scale: float) -> str:
-    if row.get(name) is None:
+def _written(value: Estimate, unit: str) -> str:
+    if value.value is None:
         return "-"
-    digits = 1 if scale == 100 else 3
-    interval = (
-        f" [{row[low] * scale:.{digits}f}, {row[high] * scale:.{digits}f}]"
-        if row.get(low) is not None
-        else ""
-    )
-    return f"{row[name] * scale:.{digits}f}{interval}"
+    scale, digits = (100, 1) if unit else (1, 3)
+    text = f"{value.value * scale:.{digits}f}"
+    if value.low is None or value.high is None:
+        return text
+    return f"{text} [{value.low * scale:.{digits}f}, {value.high * scale:.{digits}f}]"
 
 
-def eval_results(kind: str, evaluation: Evaluation | None) -> list[EvalResult]:
+def eval_results(kind: str, compared: Compared | None) -> list[EvalResult]:
     """The win rates as Hugging Face's metadata hold them."""
-    if evaluation is None:
+    row = compared.evaluation.results.get(kind) if compared else None
+    if compared is None or row is None or kind == BASELINE:
         return []
-    row = evaluation.metrics["results"].get(kind, {})
     return [
         EvalResult(
             task_type="text-generation",
             dataset_type="prompts",
-            dataset_name=evaluation.prompts,
+            dataset_name=compared.prompts,
             metric_type="win_rate",
             metric_name=name,
-            metric_value=round(row[field], 4),
+            metric_value=round(value(row).value or 0.0, 4),
         )
-        for name, field, *_ in _columns(row)
-        if field.endswith(("win_rate", "_vs_sft")) and kind != "sft"
+        for name, (unit, value) in _columns(row).items()
+        if unit
     ]
 
 

@@ -1,10 +1,8 @@
-"""From a configuration to the stages of a run, and the run itself: what ``pipelines/rlhf.py``
-starts.
+"""From a configuration to the stages of a run, and the run itself; ``pipelines/rlhf.py`` starts
+it.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from prefloop.config import RLHFConfig
 from prefloop.config.algorithms import REWARD_ONLY, SFT_ONLY, learns_from_votes, reward_model
@@ -13,13 +11,14 @@ from prefloop.errors import ConfigError
 from prefloop.pipeline.algorithms import algorithm
 from prefloop.pipeline.pipeline import Pipeline
 from prefloop.pipeline.stage import Stage
+from prefloop.report.summary import Summary
 from prefloop.runs.runtime import Runtime
 
 
-def run(config: RLHFConfig, command: str = "") -> dict[str, Any]:
+def run(config: RLHFConfig, command: str = "") -> Summary:
     """Run or reuse every stage that ``config`` asks for; returns the summary.
 
-    ``command`` is what the summary names as the way to repeat the run.
+    ``command``: how to repeat the run, for the summary.
     """
     runtime = Runtime(
         config.backbone,

@@ -4,6 +4,7 @@ summary and a report.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import errno
 import os
@@ -11,10 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
+from prefloop.artifacts.codec import read, to_json
+from prefloop.artifacts.labels import Labels
+from prefloop.artifacts.results import Evaluation
 from prefloop.artifacts.store import run_lock
 from prefloop.base.console import say
 from prefloop.base.redact import tree_without_secrets, value_without_secrets, without_secrets
@@ -26,6 +29,7 @@ from prefloop.pipeline.run import Run, require_links
 from prefloop.pipeline.stage import Stage
 from prefloop.pipeline.trackers import check_trackers
 from prefloop.report.closing import show, untrained
+from prefloop.report.summary import Environment, RewardModelFigures, Summary
 from prefloop.runs.runtime import Runtime, environment
 
 
@@ -48,7 +52,7 @@ class Pipeline:
         command: str = "",
         algo: str = "",
         config: RLHFConfig | None = None,
-    ) -> dict[str, Any]:
+    ) -> Summary:
         """Run or reuse every stage, then write ``summary.json`` and ``report.html``; returns the
         summary.
 
@@ -75,10 +79,10 @@ class Pipeline:
             raise
 
     def _preflight(self) -> None:
-        """Every file that any stage misses, every tracker's package and the rollout engine, at
-        once; then the adapter on the model.
+        """Check every file, tracker and the rollout engine, and report all that is wrong at once;
+        then check the adapter on the model.
         """
-        found: list[PrefloopError] = []
+        errors: list[PrefloopError] = []
         samples = any("generation" in stage.uses for stage in self.stages)
         checks: list[Callable[[], None]] = [
             partial(check_trackers, self.runtime.trackers),
@@ -95,18 +99,16 @@ class Pipeline:
             try:
                 check()
             except PrefloopError as error:
-                if str(error) not in map(str, found):
-                    found.append(error)
-        if found:
-            raise type(found[0])("\n       ".join(map(str, found)))
+                if str(error) not in map(str, errors):
+                    errors.append(error)
+        if errors:
+            raise type(errors[0])("\n       ".join(map(str, errors)))
         if any(
             "backbone" in stage.uses for stage in self.stages
         ):  # last: the model may have to be fetched
             self.runtime.check_adapter(samples)
 
-    def _run(
-        self, folder: Path, command: str, algo: str, settings: RLHFConfig | None
-    ) -> dict[str, Any]:
+    def _run(self, folder: Path, command: str, algo: str, settings: RLHFConfig | None) -> Summary:
         from prefloop.report.html import write_report
 
         started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
@@ -131,7 +133,7 @@ class Pipeline:
             summary = summarise(run, started, seconds, command, algo, self.notes, settings)
             report = None
             if writable:
-                write_sealed(folder / "summary.json", summary)
+                write_sealed(folder / "summary.json", to_json(summary))
                 report = write_report(folder)
         show(summary, report)
         if not writable:
@@ -151,67 +153,47 @@ def summarise(
     algo: str,
     notes: Sequence[str],
     settings: RLHFConfig | None = None,
-) -> dict[str, Any]:
-    """What ``summary.json`` holds."""
-    found = {slot: artifact.metrics for slot, artifact in run.artifacts.items()}
-    judged, reward, label = (
-        found.get("judge", {}),
-        found.get("reward", {}),
-        found.get("comparisons", {}),
-    )
-    reward_model: dict[str, Any] = {
-        k: reward[k]
-        for k in (
-            "accuracy",
-            "accuracy_low",
-            "accuracy_high",
-            "loss",
-            "train_accuracy",
-            "held_out_pairs",
-        )
-        if k in reward
-    }
-    if "pearson_gold" in judged:
-        reward_model["pearson_gold"] = judged["pearson_gold"]
-    config = run.runtime.backbone_config
-    return {
-        "run": run.folder.name,
-        "algo": algo,
-        "model": value_without_secrets(config.model),
-        "precision": config.precision,
-        "adapter": named(config.adapter),
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1),
-        "command": without_secrets(command),
-        "config": (
+) -> Summary:
+    """The content of ``summary.json``."""
+    metrics = {slot: artifact.metrics for slot, artifact in run.artifacts.items()}
+    evaluation = read(Evaluation, metrics.get("judge", {}))
+    backbone = run.runtime.backbone_config
+    return Summary(
+        **{field.name: getattr(evaluation, field.name) for field in dataclasses.fields(evaluation)},
+        run=run.folder.name,
+        algo=algo,
+        model=value_without_secrets(backbone.model),
+        precision=backbone.precision,
+        adapter=named(backbone.adapter),
+        started=started.isoformat(timespec="seconds"),
+        seconds=round(seconds, 1),
+        command=without_secrets(command),
+        config=(
             tree_without_secrets(TypeAdapter(RLHFConfig).dump_python(settings, mode="json"))
             if settings
             else {}
         ),
-        "stages": run.stages,
-        "results": judged.get("results", {}),
-        "control": judged.get("control", {}),
-        **{name: judged[name] for name in ("matrix", "judging", "contamination") if name in judged},
-        "annotators": label.get("annotators", []),
-        "reward_model": reward_model,
-        "disclosure": [*untrained(found), *tree_without_secrets(list(notes))],
-        "samples": judged.get("samples", []),
-        "environment": environment(),
-    }
+        stages=run.stages,
+        annotators=read(Labels, metrics.get("comparisons", {})).annotators,
+        reward_model=read(
+            RewardModelFigures,
+            metrics.get("reward", {}) | {"pearson_gold": evaluation.pearson_gold},
+        ),
+        disclosure=[*untrained(metrics), *tree_without_secrets(list(notes))],
+        environment=read(Environment, environment()),
+    )
 
 
 def named(adapter: AdapterConfig) -> str:
-    """The method of a run as its heading says it, with the rank where it has one; nothing for
-    LoRA.
-    """
+    """The method of a run for its heading, with the rank where it has one; empty for LoRA."""
     if adapter.method == "lora":
         return ""
     return adapter.method if adapter.method in WITHOUT_RANK else f"{adapter.method}, r {adapter.r}"
 
 
 def full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, says that no space is left; safetensors says so in words
-    only.
+    """Whether an error, or its cause, is that no space is left; safetensors gives no error
+    number.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.artifacts.manifest import MANIFEST, Manifest, read_manifest
+from prefloop.artifacts.results import Evaluation
 from prefloop.artifacts.store import EVENTS, Artifact
 from prefloop.base.atomic import link
 from prefloop.base.console import duration, say
@@ -19,7 +21,13 @@ from prefloop.errors import StoreError
 from prefloop.pipeline.code import PACKAGE, code_of
 from prefloop.pipeline.stage import Stage, backbone_identity, generation_identity, own_code
 from prefloop.pipeline.trackers import Tracking
+from prefloop.report.summary import StageRun
 from prefloop.runs.runtime import Runtime
+
+_IN_SUMMARY = {field.name for field in dataclasses.fields(Evaluation)} - {"pearson_gold"} | {
+    "annotators"
+}
+"""Metrics of stages that stand at the head of the summary."""
 
 
 class Run:
@@ -35,7 +43,7 @@ class Run:
         self._told: set[str] = set()
         """Slots whose damaged artifact was spoken of."""
         self.artifacts: dict[str, Artifact] = {}
-        self.stages: list[dict[str, Any]] = []
+        self.stages: list[StageRun] = []
 
     def policies(self) -> list[str]:
         """Aligned policies to compare: of this process, and of earlier commands in this run that
@@ -152,18 +160,14 @@ class Run:
     def _record(self, name: str, artifact: Artifact) -> None:
         reused = artifact.status == "reused"
         self.stages.append(
-            {
-                "name": name,
-                "key": artifact.key,
-                "status": artifact.status,
-                "seconds": 0.0 if reused else artifact.seconds,
-                "saved_seconds": artifact.seconds if reused else 0.0,
-                "metrics": {
-                    k: v
-                    for k, v in artifact.metrics.items()
-                    if k not in ("results", "control", "samples", "annotators", "matrix", "judging")
-                },
-            }
+            StageRun(
+                name,
+                artifact.key,
+                artifact.status,
+                0.0 if reused else artifact.seconds,
+                artifact.seconds if reused else 0.0,
+                {k: v for k, v in artifact.metrics.items() if k not in _IN_SUMMARY},
+            )
         )
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import prefloop
+from prefloop.artifacts.codec import to_json
 from prefloop.artifacts.manifest import MANIFEST, Manifest, is_name
 from prefloop.artifacts.references import expert_folder
 from prefloop.artifacts.store import EVENTS, Artifact
@@ -66,8 +67,10 @@ class Stage:
         """Configuration objects and values that determine the content."""
         raise NotImplementedError
 
-    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
-        """Write the artifact's files into ``work.folder`` and return its metrics."""
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> object:
+        """Write the artifact's files into ``work.folder`` and return its metrics: a dictionary, or
+        a dataclass that ``artifacts.codec`` writes.
+        """
         raise NotImplementedError
 
     def in_round(self, number: int) -> Self:
@@ -238,7 +241,7 @@ class Stage:
         try:
             with runtime.events_to(folder / EVENTS):
                 work.emit("stage", status="resumed" if work.resumed else "started")
-                metrics = self.build(work, inputs)
+                metrics = to_json(self.build(work, inputs))
         except AuditError:
             shutil.rmtree(
                 folder / "checkpoints", ignore_errors=True

@@ -7,11 +7,11 @@ of that shape the part is left out.
 
 from typing import NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
-
+from prefloop.artifacts.codec import read
+from prefloop.artifacts.labels import Labels
 from prefloop.labeling.show import alpha_line, flags, position_line
 from prefloop.report.page import MISSING, Cell, decimal, percent
-from prefloop.report.schema import Summary
+from prefloop.report.summary import StageRun, Summary
 from prefloop.stats.annotator_agreement import AnnotatorAgreement, Disputed, Position
 
 _MOST_PEOPLE = 40
@@ -58,7 +58,7 @@ def section(summary: Summary) -> AgreementSection | None:
     labels = [
         stage for stage in summary.stages if stage.name.partition("-")[0] == "label"
     ]  # the last round's hold all votes
-    found = _read(labels[-1].metrics.get("agreement")) if labels else None
+    found = _measured(labels[-1]) if labels else None
     if found is None:
         return None
     flagged = [
@@ -98,10 +98,10 @@ def section(summary: Summary) -> AgreementSection | None:
     )
 
 
-def _read(value: object) -> AnnotatorAgreement | None:
+def _measured(stage: StageRun) -> AnnotatorAgreement | None:
     try:
-        return TypeAdapter(AnnotatorAgreement).validate_python(value)
-    except ValidationError:
+        return read(Labels, stage.metrics).agreement
+    except ValueError:  # an earlier version measured something else
         return None
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from prefloop.artifacts.references import BASE
+from prefloop.artifacts.results import BASELINE, GOLD, JUDGE, REWARD, aligned, rivals
 from prefloop.config.algorithms import IMITATING, SAMPLING, kind_of
 from prefloop.evaluation.learnt import unmoved
 from prefloop.evaluation.standing import programs
 from prefloop.report.page import interval, label, percent, spoken, stage_label
 from prefloop.report.readings import control_of, lead_of, name_of
-from prefloop.report.schema import BASELINE, Summary, aligned, rivals
+from prefloop.report.summary import Summary
 from prefloop.stats.undecided import undecided
 
 APART = 0.3
@@ -43,24 +44,25 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
     if judge and BASE in summary.results and lead_of(summary, BASE, judge).win.side_of_half == 1:
         notes.append(_bare_model_ahead(summary))
     simulated = sum(bool(one.simulated) for one in summary.annotators)
-    gold = str(summary.config.get("gold") or "named in Python") if judge == "gold" else ""
-    notes += programs(gold, simulated, people=len(summary.annotators) - simulated)
+    scorer = str(summary.config.get("gold") or "named in Python") if judge == GOLD else ""
+    notes += programs(scorer, simulated, people=len(summary.annotators) - simulated)
     if judge:
         notes += _undecided(summary, judge)
         notes += _cut(summary)
-    if judge == "reward":
+    if judge == REWARD:
         notes += _of_reward_model(aligned(summary.results))
-    scorers = [r.llm_judge for r in summary.results.values() if r.llm_judge.startswith("reward:")]
-    if judge == "llm" and scorers:
+    scorers = [r.judge for r in summary.results.values() if r.judge.startswith("reward:")]
+    if judge == JUDGE and scorers:
         notes.append(
             f"There is no gold scorer in this run, and the judge, {scorers[0]}, is a reward model:"
             " unless it is independent of the one that training maximised, these win rates show"
             " that optimisation worked, not that answers got better."
         )
     contested = [
-        f"{label(name)} ({percent(result.reward_win.value)} %, gold {percent(result.win.value)} %)"
+        f"{label(name)} ({percent(result.win(REWARD).value)} %, gold"
+        f" {percent(result.win(GOLD).value)} %)"
         for name, result in ((name, summary.results[name]) for name in aligned(summary.results))
-        if result.reward_win.side_of_half == 1 and result.win.side_of_half in (0, -1)
+        if result.win(REWARD).side_of_half == 1 and result.win(GOLD).side_of_half in (0, -1)
     ]
     if contested:
         notes.append(
@@ -68,19 +70,14 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
             " not confirm it: a sign of over-optimisation."
         )
     for name, result in summary.results.items():
-        if (result.win.side_of_half or 0) * (result.llm_win.side_of_half or 0) < 0:
+        gold, asked = result.win(GOLD), result.win(JUDGE)
+        if (gold.side_of_half or 0) * (asked.side_of_half or 0) < 0:
             notes.append(
-                f"The judges disagree about {spoken(name)}: it wins {percent(result.win.value)} %"
-                f" under the gold scorer and {percent(result.llm_win.value)} % under the"
-                f" {name_of([result], 'llm')}, each on its own side of 50 %."
+                f"The judges disagree about {spoken(name)}: it wins {percent(gold.value)} %"
+                f" under the gold scorer and {percent(asked.value)} % under the"
+                f" {name_of([result], JUDGE)}, each on its own side of 50 %."
             )
-    rows = {
-        n: {"kl": r.kl, "kl_low": r.kl_low, "kl_high": r.kl_high}
-        for n, r in summary.results.items()
-    }
-    notes += unmoved(
-        ({"name": stage.name, "metrics": stage.metrics} for stage in summary.stages), rows
-    )
+    notes += unmoved({kind_of(s.name): s.metrics for s in summary.stages}, summary.results)
     for stage in summary.stages:
         equal, read = stage.metrics.get("equal_rows"), stage.metrics.get("read_rows")
         if isinstance(equal, int) and isinstance(read, int) and equal:

@@ -1,5 +1,5 @@
-"""What the terminal says when a run has ended: the table of policies, and what to know before
-believing it.
+"""The lines on the terminal at the end of a run: the table of policies, and what to know before
+quoting it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from rich import box
 from rich.table import Table
 
 from prefloop.artifacts.references import BASE
+from prefloop.artifacts.results import Estimate
 from prefloop.base.console import console, duration, say
 from prefloop.config.algorithms import SFT_ONLY
-from prefloop.evaluation.standing import quotable
-from prefloop.evaluation.win_rates import NO_JUDGE, READINGS
+from prefloop.evaluation.win_rates import NO_JUDGE
 from prefloop.report.cautions import cautions
 from prefloop.report.headline import headline
-from prefloop.report.schema import Summary
+from prefloop.report.readings import JUDGES, control_of
+from prefloop.report.summary import StageRun, Summary, quoted
 
 COLUMNS = (
     "policy",
@@ -32,51 +33,47 @@ COLUMNS = (
 )
 
 
-def show(summary: dict[str, Any], report: Path | None) -> None:
-    """The closing table, or what SFT alone came to; without the verdicts of a reward model that is
-    not known to be better than chance.
+def show(summary: Summary, report: Path | None) -> None:
+    """Print the closing table, or the figures of SFT where a run ends after it.
+
+    The verdicts of a reward model that is not known to be better than chance are left out.
     """
-    summary, unquoted = quotable(summary, summary["reward_model"])
-    heading = f"{summary['run']}: {summary['model']}" + (
-        f", {summary['adapter']}" if summary["adapter"] else ""
-    )
-    if summary["results"]:
+    summary = quoted(summary)
+    heading = f"{summary.run}: {', '.join(filter(None, (summary.model, summary.adapter)))}"
+    if summary.results:
         console.print(_table(heading, summary))
-        _remarks(summary, unquoted)
-    if summary["algo"] == SFT_ONLY:
+        _remarks(summary)
+    if summary.algo == SFT_ONLY:
         say(heading)
-        for line in sft_lines(summary["stages"]):
+        for line in sft_lines(summary.stages):
             say(line)
-    reused = [s for s in summary["stages"] if s["status"] == "reused"]
-    if reused:
-        saved = sum(s["saved_seconds"] for s in reused)
-        say(f"reused {', '.join(s['name'] for s in reused)}: {duration(saved)} saved", "green")
-    say(f"{duration(summary['seconds'])} in all" + (f". Report: {report}" if report else ""))
+    if reused := [stage for stage in summary.stages if stage.status == "reused"]:
+        saved = sum(stage.saved_seconds or 0.0 for stage in reused)
+        names = ", ".join(stage.name for stage in reused)
+        say(f"reused {names}: {duration(saved)} saved", "green")
+    say(f"{duration(summary.seconds or 0.0)} in all" + (f". Report: {report}" if report else ""))
 
 
-def _table(heading: str, summary: Mapping[str, Any]) -> Table:
+def _table(heading: str, summary: Summary) -> Table:
     """A row for each policy and the A/A control; only columns that a row fills."""
-    results = summary["results"].values()
-    judges = sum(any(row.get(name) is not None for row in results) for name, *_ in READINGS)
-    # Of a bound, and spaces beside a column: 80 columns hold no more where every judge is there.
-    digits = 1 if judges < len(READINGS) else 0
+    results = summary.results.values()
+    judges = sum(any(row.win(judge).value is not None for row in results) for judge in JUDGES)
+    # With every judge there, 80 columns leave no room for decimals of bounds or wider gaps.
+    digits = 1 if judges < len(JUDGES) else 0
     rows = [
         (
             name,
-            "-" if row.get("gold_mean") is None else f"{row['gold_mean']:.3f}",
-            *(_rate(row, *reading, digits) for reading in READINGS),
-            "-" if row.get("kl") is None else f"{row['kl']:.2f}",
-            f"{row['length_mean']:.1f}",
-            f"{row['short_share']:.1%}",
+            _number(row.gold.value, ".3f"),
+            *(_rate(row.win(judge), digits) for judge in JUDGES),
+            _number(row.kl.value, ".2f"),
+            _number(row.length_mean, ".1f"),
+            _number(row.short_share, ".1%"),
         )
-        for name, row in summary["results"].items()
+        for name, row in summary.results.items()
     ]
-    read = "win_rate", "ci_low", "ci_high"
-    control = {judge: _rate(row, *read, digits) for judge, row in summary["control"].items()}
-    if control:
-        rows.append(
-            ("A/A", "", control.get("gold", "-"), "-", control.get("reward", "-"), "", "", "")
-        )
+    if summary.control:
+        control = (_rate(control_of(summary, judge), digits) for judge in JUDGES)
+        rows.append(("A/A", "", *control, "", "", ""))
     table = Table(
         title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, digits)
     )
@@ -88,63 +85,57 @@ def _table(heading: str, summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _rate(row: Mapping[str, Any], name: str, low: str, high: str, digits: int = 1) -> str:
-    if row.get(name) is None:
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _rate(win: Estimate, digits: int) -> str:
+    if win.value is None:
         return "-"
-    interval = (
-        f" [{row[low] * 100:.{digits}f}, {row[high] * 100:.{digits}f}]"
-        if row.get(low) is not None
-        else ""
-    )
-    return f"{row[name] * 100:.1f}{interval}"
+    if win.low is None or win.high is None:
+        return f"{win.value * 100:.1f}"
+    low, high = (f"{bound * 100:.{digits}f}" for bound in (win.low, win.high))
+    return f"{win.value * 100:.1f} [{low}, {high}]"
 
 
-def _remarks(summary: Mapping[str, Any], unquoted: str) -> None:
-    """What the columns are; then the report's headline, and what it says to know before quoting
-    it.
-    """
-    results = summary["results"]
-    judged = any(row.get(name) is not None for row in results.values() for name, *_ in READINGS)
-    words = [
-        (
-            "wins against SFT with 95 % intervals clustered by prompt"
-            if judged
-            else unquoted.rstrip(".") or NO_JUDGE
-        )
-    ]
-    words += (
-        ["KL to SFT in nats a response"]
-        if any(row.get("kl") is not None for row in results.values())
-        else []
+def _remarks(summary: Summary) -> None:
+    """What the columns are; then the report's headline, and what to know before quoting it."""
+    results = summary.results
+    judged = any(row.win(judge).value is not None for row in results.values() for judge in JUDGES)
+    words = (
+        ["wins against SFT with 95 % intervals clustered by prompt"]
+        if judged
+        else [summary.unquoted.rstrip(".") or NO_JUDGE]
     )
+    if any(row.kl.value is not None for row in results.values()):
+        words.append("KL to SFT in nats a response")
     words += ["base: the bare model"] if BASE in results else []
-    words += ["A/A: SFT against itself"] if summary["control"] else []
+    words += ["A/A: SFT against itself"] if summary.control else []
     say("; ".join(words), "dim" if judged else "yellow")
-    read = Summary.model_validate({**summary, "unquoted": unquoted})
-    found = headline(read)
-    if found and judged:
-        say(found.sentence.striptags())
-    for line in found.cautions if found else cautions(read, None):
+    finding = headline(summary)
+    if finding and judged:
+        say(finding.sentence.striptags())
+    for line in finding.cautions if finding else cautions(summary, None):
         say(line, "yellow")
-    for line in untrained({stage["name"]: stage["metrics"] for stage in summary["stages"]}):
+    for line in untrained({stage.name: stage.metrics for stage in summary.stages}):
         say(line, "yellow")
 
 
-def untrained(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for each policy that an alarm took back to before its first update; ``found`` are
-    the metrics by slot.
+def untrained(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each policy that an alarm took back to before its first update; ``metrics`` by
+    policy.
     """
     return [
-        f"{slot} is the policy of step 1, from before its first update: an alarm took it back, and"
-        " nothing that it learnt is in it."
-        for slot, metrics in found.items()
-        if (metrics.get("alarm") or {}).get("result_step") == 1
+        f"{policy} is the policy of step 1, from before its first update: an alarm took it back,"
+        " and nothing that it learnt is in it."
+        for policy, measured in metrics.items()
+        if (measured.get("alarm") or {}).get("result_step") == 1
     ]
 
 
-def sft_lines(stages: Sequence[dict[str, Any]]) -> list[str]:
-    """What a run that ends after SFT came to; what to set where nothing measured it."""
-    metrics = {stage["name"]: stage["metrics"] for stage in stages}
+def sft_lines(stages: Sequence[StageRun]) -> list[str]:
+    """The figures of a run that ends after SFT; where nothing measured it, the settings that do."""
+    metrics = {stage.name: stage.metrics for stage in stages}
     if (sft := metrics.get("sft")) is None:
         return []
     loss = f"SFT: loss {sft['loss_last']:.3f} at the last of {sft['steps']} steps"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from prefloop.artifacts.results import JUDGE, Estimate, PolicyResult, aligned
 from prefloop.errors import ConfigError
 from prefloop.report import plots, results
 from prefloop.report.benchmarks import metric_name, score_cell
@@ -27,10 +28,10 @@ from prefloop.report.page import (
     stage_label,
 )
 from prefloop.report.plots import Plot
-from prefloop.report.readings import JUDGES, name_of, win_of
+from prefloop.report.readings import JUDGES, name_of
 from prefloop.report.reward_model import stem, tests_of
-from prefloop.report.schema import Estimate, PolicyResult, Summary, aligned
 from prefloop.report.settings import differences
+from prefloop.report.summary import Summary
 
 _FIELDS = (
     ("reward_mean", "proxy reward (reward-model score)", 1.0),
@@ -151,16 +152,16 @@ def _wins(summaries: Mapping[str, Summary], judge: str) -> list[tuple[str, str, 
     is none.
     """
     return [
-        (name, policy, win_of(result, judge))
+        (name, policy, result.win(judge))
         for name, summary in summaries.items()
         for policy, result in summary.results.items()
-        if policy in aligned(summary.results) and win_of(result, judge).value is not None
+        if policy in aligned(summary.results) and result.win(judge).value is not None
     ]
 
 
 def _asked(summaries: Mapping[str, Summary]) -> set[str]:
     """The judges that ``evaluate.judge`` of the runs named."""
-    return {result.llm_judge for result in _policies(summaries) if result.llm_win.value is not None}
+    return {r.judge for r in _policies(summaries) if r.win(JUDGE).value is not None}
 
 
 def _sentence(summaries: Mapping[str, Summary]) -> Markup:
@@ -168,7 +169,7 @@ def _sentence(summaries: Mapping[str, Summary]) -> Markup:
     the order is settled.
     """
     shared = (j for j in JUDGES if {name for name, _, _ in _wins(summaries, j)} == set(summaries))
-    judge = next((j for j in shared if j != "llm" or len(_asked(summaries)) == 1), None)
+    judge = next((j for j in shared if j != JUDGE or len(_asked(summaries)) == 1), None)
     if judge is None:
         return Markup("{} runs side by side. No judge compared policies in all of them.").format(
             len(summaries)

@@ -5,16 +5,26 @@ The page holds all of it as text that the template escapes; its script only show
 what is there.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
+from prefloop.artifacts.codec import finite
+from prefloop.artifacts.results import BASELINE, RESPONSES, SCORES, GoldScores, rivals
 from prefloop.config.algorithms import POLICIES
 from prefloop.data.readable import Part, parts, prompt_parts
-from prefloop.records import Prompt, Response, from_dict
-from prefloop.report.inputs import artifact_file, number, read_rows
+from prefloop.records import (
+    Conversation,
+    Message,
+    SampledConversation,
+    SampledPrompt,
+    ScoredResponse,
+    TrainingSample,
+)
+from prefloop.report.inputs import artifact_file, read_rows
 from prefloop.report.page import label
-from prefloop.report.schema import BASELINE, Summary, rivals
+from prefloop.report.summary import Summary
 
 MOST_PROMPTS = 1000
 MOST_CHARACTERS = 4000
@@ -89,104 +99,74 @@ def section(run_dir: Path | None, summary: Summary, notes: list[str]) -> Convers
     """Every evaluation prompt from the artifacts of the run; the few in the summary where those are
     gone.
     """
-    found, per_prompt, total = _from_artifacts(run_dir, summary, notes) if run_dir else ([], 1, 0)
-    if not found:
-        found, total = _from_summary(summary), len(summary.samples)
-    if not found:
+    sampled, per_prompt, total = _from_artifacts(run_dir, summary, notes) if run_dir else ([], 1, 0)
+    if not sampled:
+        sampled, total = summary.samples[:MOST_PROMPTS], len(summary.samples)
+    if not sampled:
         return None
-    policies = list(dict.fromkeys(answer.policy for row in found for answer in row.answers))
+    shown = [_shown(conversation) for conversation in sampled]
+    answers = [answer for row in shown for answer in row.answers]
+    policies = list(dict.fromkeys(answer.policy for answer in answers))
     others = [(name, label(name)) for name in rivals(policies) if BASELINE in policies]
-    answers = [answer for row in found for answer in row.answers]
     scores = [
         (name, text)
         for name, text in _SCORES.items()
         if any(getattr(a, name) is not None for a in answers)
     ]
-    return ConversationSection(found, total, per_prompt, others, scores)
+    return ConversationSection(shown, total, per_prompt, others, scores)
 
 
 def _from_artifacts(
     run_dir: Path, summary: Summary, notes: list[str]
-) -> tuple[list[ShownConversation], int, int]:
+) -> tuple[list[SampledConversation], int, int]:
     """Conversations, responses a prompt, prompts in all; policies without responses of this very
     run are left out.
     """
-    gold = {
-        str(row.get("id")): row.get("gold")
-        for row in read_rows(artifact_file(run_dir, summary, "judge", "scores.jsonl", notes))
-    }
-    files = {
-        policy: artifact_file(run_dir, summary, f"respond-{policy}", "responses.jsonl", notes)
-        for policy in summary.results
-    }
-    rows = {
-        policy: {str(row.get("id")): row for row in read_rows(file)}
-        for policy, file in files.items()
-    }
-    prompts = next((known for known in rows.values() if known), {})
+    scores = artifact_file(run_dir, summary, "judge", SCORES, notes)
+    gold = {row.id: row.gold for row in read_rows(scores, GoldScores, notes)}
+    sampled = {}
+    for policy in summary.results:
+        file = artifact_file(run_dir, summary, f"respond-{policy}", RESPONSES, notes)
+        sampled[policy] = {row.id: row for row in read_rows(file, SampledPrompt, notes)}
+    prompts = next((rows for rows in sampled.values() if rows), {})
+
+    def first(policy: str, row: SampledPrompt) -> ScoredResponse:
+        score, *_ = gold[row.id].get(policy) or [None] if row.id in gold else [None]
+        return dataclasses.replace(row.responses[0], gold=score)
+
     found = [
-        ShownConversation(
+        SampledConversation(
             id,
-            turns := _turns(row),
-            _asked(turns),
-            [
-                _answer(policy, _first(_item(gold.get(id), policy), "gold") | responses[0])
-                for policy, known in rows.items()
-                if (responses := _responses(known.get(id)))
-            ],
+            prompt.prompt,
+            {
+                policy: first(policy, rows[id])
+                for policy, rows in sampled.items()
+                if id in rows and rows[id].responses
+            },
         )
-        for id, row in list(prompts.items())[:MOST_PROMPTS]
+        for id, prompt in list(prompts.items())[:MOST_PROMPTS]
     ]
-    return found, max((len(_responses(row)) for row in prompts.values()), default=1), len(prompts)
+    return found, max((len(row.responses) for row in prompts.values()), default=1), len(prompts)
 
 
-def _responses(row: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    found = _item(row, "responses")
-    return (
-        [response for response in found if isinstance(response, dict)]
-        if isinstance(found, list)
-        else []
-    )
+def _shown(conversation: SampledConversation) -> ShownConversation:
+    turns = _turns(conversation.prompt)
+    answers = [_answer(policy, response) for policy, response in conversation.responses.items()]
+    return ShownConversation(conversation.id, turns, _asked(turns), answers)
 
 
-def _item(found: Any, name: str) -> Any:
-    return found.get(name) if isinstance(found, Mapping) else None
-
-
-def _first(values: Any, name: str) -> dict[str, Any]:
-    """The score of the first response under its name, where there is one."""
-    return {name: values[0]} if isinstance(values, list) and values else {}
-
-
-def _from_summary(summary: Summary) -> list[ShownConversation]:
-    return [
-        ShownConversation(
-            sample.id,
-            turns := _turns(sample.model_dump()),
-            _asked(turns),
-            [
-                _answer(policy, response.model_dump())
-                for policy, response in sample.responses.items()
-            ],
-        )
-        for sample in summary.samples[:MOST_PROMPTS]
-    ]
-
-
-def _answer(policy: str, response: Mapping[str, Any]) -> ShownResponse:
-    text = str(response.get("text") or "")
-    shown, cut = _short(text)
-    said, left = _said(text, response.get("turns"))
-    finished = response.get("finished")
+def _answer(policy: str, response: ScoredResponse) -> ShownResponse:
+    text, cut = _short(response.text)
+    said, left = _said(response.turns)
     return ShownResponse(
         policy,
-        shown,
+        text,
         said,
         left if said else cut,
-        number(response, "gold"),
-        number(response, "reward"),
-        len(text.split()),
-        None if finished is None else bool(finished),
+        finite(response.gold),
+        finite(response.reward),
+        len(response.text.split()),
+        response.finished,
     )
 
 
@@ -194,36 +174,19 @@ def _short(text: str) -> tuple[str, int]:
     return text[:MOST_CHARACTERS], max(0, len(text) - MOST_CHARACTERS)
 
 
-def _said(text: str, turns: Any) -> tuple[list[Part], int]:
+def _said(turns: list[Message]) -> tuple[list[Part], int]:
     """The parts of an answer that has turns, and how many characters are left out at its end."""
-    if not turns:
-        return [], 0
-    try:
-        found = parts(from_dict(Response, {"text": text, "turns": turns}).turns)
-    except ValueError:
-        return [], 0
     room, shown = MOST_CHARACTERS, []
-    for part in found:
+    for part in parts(turns):
         if room > 0:
             shown.append(Part(part.who, part.text[:room]))
         room -= len(part.text)
     return shown, max(0, -room)
 
 
-def _turns(row: Mapping[str, Any]) -> list[Part]:
-    """The tools and turns of a row's prompt; a prompt that is plain text is one turn of the
-    user.
-    """
-    prompt = row.get("prompt")
-    if not isinstance(prompt, list):
-        return [Part("user", _short(str(prompt or ""))[0])]
-    tools = {"tools": row["tools"]} if row.get("tools") else {}
-    try:
-        found = prompt_parts(from_dict(Prompt, {"id": "", "prompt": prompt, **tools}).prompt)
-    except ValueError:  # written by another version: what can be read of it
-        messages = [message for message in prompt if isinstance(message, dict)]
-        found = [Part(str(m.get("role", "user")), str(m.get("content") or "")) for m in messages]
-    return [Part(part.who, _short(part.text)[0]) for part in found]
+def _turns(prompt: Conversation) -> list[Part]:
+    """The tools and turns of a prompt."""
+    return [Part(part.who, _short(part.text)[0]) for part in prompt_parts(prompt)]
 
 
 def _asked(turns: Sequence[Part]) -> int:
@@ -244,23 +207,18 @@ def over_training(
     for stage in summary.stages:
         slot = stage.name.partition("-")[0]
         if slot in POLICIES:
-            rows = [
-                row
-                for row in read_rows(
-                    artifact_file(run_dir, summary, slot, "samples.jsonl", notes, stage.name)
-                )
-                if "step" in row
-            ]
+            file = artifact_file(run_dir, summary, slot, "samples.jsonl", notes, stage.name)
+            rows = list(read_rows(file, TrainingSample, notes))
             grown = _by_prompt(rows) or _by_step(rows)
             found += [(stage.name, grown)] if grown else []
     return found
 
 
-def _by_prompt(rows: list[dict[str, Any]]) -> list[Growth]:
+def _by_prompt(rows: list[TrainingSample]) -> list[Growth]:
     """Prompts that training sampled more than once, those seen most first."""
-    grouped: dict[str, list[dict[str, Any]]] = {}
+    grouped: dict[str, list[TrainingSample]] = {}
     for row in rows:
-        grouped.setdefault(str(row.get("id")), []).append(row)
+        grouped.setdefault(row.id, []).append(row)
     repeated = sorted((rows for rows in grouped.values() if len(rows) > 1), key=len, reverse=True)
     return [
         Growth(
@@ -272,10 +230,10 @@ def _by_prompt(rows: list[dict[str, Any]]) -> list[Growth]:
     ]
 
 
-def _by_step(rows: list[dict[str, Any]]) -> list[Growth]:
-    grouped: dict[int, list[dict[str, Any]]] = {}
+def _by_step(rows: list[TrainingSample]) -> list[Growth]:
+    grouped: dict[int, list[TrainingSample]] = {}
     for row in rows:
-        grouped.setdefault(int(number(row, "step") or 0), []).append(row)
+        grouped.setdefault(row.step, []).append(row)
     return [
         Growth(
             f"Step {step}",
@@ -293,23 +251,16 @@ def _spread(items: Sequence[_Item], most: int) -> list[_Item]:
     return [items[round(i * (len(items) - 1) / max(1, last))] for i in range(last + 1)]
 
 
-def _last_turn(row: Mapping[str, Any]) -> str:
-    turns = _turns(row)
+def _last_turn(row: TrainingSample) -> str:
+    turns = _turns(row.prompt)
     return turns[_asked(turns)].text if turns else ""
 
 
-def _whole(row: Mapping[str, Any]) -> tuple[list[Part], int]:
-    turns = _turns(row)
+def _whole(row: TrainingSample) -> tuple[list[Part], int]:
+    turns = _turns(row.prompt)
     return (turns, _asked(turns)) if len(turns) > 1 else ([], 0)
 
 
-def _step(row: Mapping[str, Any], prompt: str) -> Step:
-    finished = row.get("finished")
-    return Step(
-        int(number(row, "step") or 0),
-        prompt,
-        _short(str(row.get("response") or ""))[0],
-        number(row, "reward"),
-        number(row, "kl"),
-        None if finished is None else bool(finished),
-    )
+def _step(row: TrainingSample, prompt: str) -> Step:
+    response, _ = _short(row.response)
+    return Step(row.step, prompt, response, finite(row.reward), finite(row.kl), row.finished)

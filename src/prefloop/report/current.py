@@ -10,7 +10,7 @@ from prefloop.errors import StoreError
 from prefloop.report.evaluations import BenchFile, PairTest
 from prefloop.report.inputs import read_bench, read_reward_eval
 from prefloop.report.page import label
-from prefloop.report.schema import Summary
+from prefloop.report.summary import Summary
 
 
 def bench_of(run_dir: Path, summary: Summary) -> tuple[BenchFile | None, list[str]]:

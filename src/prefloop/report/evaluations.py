@@ -1,14 +1,17 @@
 """The fields of ``bench.json`` and ``reward-eval.json`` that a report reads."""
 
+import dataclasses
 from collections.abc import Collection
-from typing import Annotated, Any, Self
+from typing import Any, Self, TypeVar
 
-from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from prefloop.report.schema import Estimate, Number, Record, Text, or_empty
+from prefloop.artifacts.codec import FILE, Number, Stored
+from prefloop.artifacts.results import Estimate
 
 
-class Score(Record):
+@dataclass(frozen=True, config=FILE)
+class Score(Stored):
     """One benchmark number."""
 
     value: Number = None
@@ -25,19 +28,24 @@ class Score(Record):
         )
 
 
-class MetricScores(Record):
+@dataclass(frozen=True, config=FILE)
+class MetricScores(Stored):
     """One metric of a task over the adapters."""
 
-    metric: Text = ""
+    metric: str = ""
     higher_is_better: bool | None = True
-    adapters: Annotated[dict[str, Score], or_empty(dict)] = Field(default_factory=dict)
-    difference: Annotated[dict[str, Score], or_empty(dict)] = Field(default_factory=dict)
+    adapters: dict[str, Score] = dataclasses.field(default_factory=dict)
+    difference: dict[str, Score] = dataclasses.field(default_factory=dict)
 
 
+M = TypeVar("M", bound=MetricScores)
+
+
+@dataclass(frozen=True, config=FILE)
 class Task(MetricScores):
     """One benchmark task: its main metric, and the others."""
 
-    more: Annotated[list[MetricScores], or_empty(list)] = Field(default_factory=list)
+    more: list[MetricScores] = dataclasses.field(default_factory=list)
 
     @property
     def rows(self) -> list[MetricScores]:
@@ -45,12 +53,13 @@ class Task(MetricScores):
         return [self, *self.more]
 
 
-class BenchFile(Record):
+@dataclass(frozen=True, config=FILE)
+class BenchFile(Stored):
     """``bench.json``: the benchmark before and after training."""
 
-    tasks: Annotated[dict[str, Task], or_empty(dict)] = Field(default_factory=dict)
-    settings: Annotated[dict[str, Any], or_empty(dict)] = Field(default_factory=dict)
-    adapters: Annotated[dict[str, Text], or_empty(dict)] = Field(default_factory=dict)
+    tasks: dict[str, Task] = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    adapters: dict[str, str] = dataclasses.field(default_factory=dict)
     """Slot → key of the adapter that was measured."""
 
     def without(self, slots: Collection[str]) -> Self:
@@ -59,26 +68,22 @@ class BenchFile(Record):
         """
         reference = self.settings.get("reference") in slots
 
-        def kept(found: MetricScores) -> dict[str, Any]:
-            mine = {slot: score for slot, score in found.adapters.items() if slot not in slots}
-            changes = {
-                slot: score
-                for slot, score in found.difference.items()
-                if slot not in slots and not reference
-            }
-            return {"adapters": mine, "difference": changes}
+        def kept(scores: dict[str, Score]) -> dict[str, Score]:
+            return {slot: score for slot, score in scores.items() if slot not in slots}
+
+        def without(row: M) -> M:
+            difference = {} if reference else kept(row.difference)
+            return dataclasses.replace(row, adapters=kept(row.adapters), difference=difference)
 
         tasks = {
-            name: task.model_copy(
-                update=kept(task)
-                | {"more": [row.model_copy(update=kept(row)) for row in task.more]}
-            )
+            name: dataclasses.replace(without(task), more=[without(row) for row in task.more])
             for name, task in self.tasks.items()
         }
-        return self.model_copy(update={"tasks": tasks})
+        return dataclasses.replace(self, tasks=tasks)
 
 
-class Bin(Record):
+@dataclass(frozen=True, config=FILE)
+class Bin(Stored):
     """Pairs to which the reward model gives about the same probability: mean probability, share
     right, how many.
     """
@@ -88,21 +93,22 @@ class Bin(Record):
     n: int | None = None
 
 
-class PairTest(Record):
+@dataclass(frozen=True, config=FILE)
+class PairTest(Stored):
     """The reward model on one file of labelled pairs."""
 
-    reward: Text = ""
+    reward: str = ""
     """Key of the reward model that was measured."""
     pairs: int | None = None
     accuracy: Number = None
-    accuracy_ci: Annotated[list[Number], or_empty(list)] = Field(default_factory=list)
+    accuracy_ci: list[Number] = dataclasses.field(default_factory=list)
     loss: Number = None
     ece: Number = None
     ece_raw: Number = None
-    length: Annotated[dict[str, Any], or_empty(dict)] = Field(default_factory=dict)
-    bins: Annotated[list[Bin], or_empty(list)] = Field(default_factory=list)
-    subsets: Annotated[dict[str, Any], or_empty(dict)] = Field(default_factory=dict)
-    overlap: Annotated[dict[str, Any], or_empty(dict)] = Field(default_factory=dict)
+    length: dict[str, Any] = dataclasses.field(default_factory=dict)
+    bins: list[Bin] = dataclasses.field(default_factory=list)
+    subsets: dict[str, Any] = dataclasses.field(default_factory=dict)
+    overlap: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What ``data.overlap`` found of the file's prompts in the training set."""
 
     @property

@@ -11,7 +11,7 @@ from prefloop.report import plots
 from prefloop.report.inputs import Curve, number
 from prefloop.report.page import decimal, stage_label
 from prefloop.report.plots import Plot
-from prefloop.report.schema import Summary
+from prefloop.report.summary import Summary
 
 _CURVES = (
     ("reward_mean", "proxy reward (reward-model score)", 1, 1.0),

@@ -8,10 +8,11 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from prefloop.artifacts.references import BASE
+from prefloop.artifacts.results import JUDGE, Estimate, PolicyResult, aligned, rivals
 from prefloop.report.cautions import cautions
 from prefloop.report.page import decimal, duration, interval, label, percent
-from prefloop.report.readings import JUDGES, Lead, control_of, judge_of, lead_of, name_of, win_of
-from prefloop.report.schema import Estimate, PolicyResult, Summary, aligned, rivals
+from prefloop.report.readings import JUDGES, Lead, control_of, judge_of, lead_of, name_of
+from prefloop.report.summary import Summary
 
 _MOST_NAMED = 3
 
@@ -46,7 +47,7 @@ def headline(summary: Summary) -> Headline | None:
     scorer = f"the {name_of(summary.results.values(), judge)}"
     clauses = list(_clauses(policies, scorer))
     clauses += [_bare_clause(wins[BASE], "" if policies else scorer)] if BASE in wins else []
-    clauses += [] if judge == "llm" else [_control_clause(summary, judge)]
+    clauses += [] if judge == JUDGE else [_control_clause(summary, judge)]
     best = max(policies or wins, key=lambda name: wins[name].win.value or 0.0)
     return Headline(
         Markup("; ").join(clauses) + ".", cautions(summary, judge), best, tiles(summary, best)
@@ -67,11 +68,10 @@ def _unjudged(summary: Summary) -> Headline | None:
 
 
 def _moved(name: str, result: PolicyResult) -> Markup:
-    kl = Markup(" is <strong>{}</strong> of KL from SFT").format(f"{decimal(result.kl)} nats")
+    kl = Markup(" is <strong>{}</strong> of KL from SFT").format(f"{decimal(result.kl.value)} nats")
     words = Markup(" writes {} words an answer").format(decimal(result.length_mean, 1))
-    there = [
-        part for part, value in ((kl, result.kl), (words, result.length_mean)) if value is not None
-    ]
+    measured = ((kl, result.kl.value), (words, result.length_mean))
+    there = [part for part, value in measured if value is not None]
     return Markup("{}{}").format(label(name), Markup(" and").join(there) or " was not measured")
 
 
@@ -155,8 +155,9 @@ def tiles(summary: Summary, policy: str) -> list[Tile]:
     time.
     """
     result = summary.results[policy]
-    named = [(f"win rate, {name_of([result], which)}", win_of(result, which)) for which in JUDGES]
-    named.insert(2, (f"at equal length, {result.lc_judge}".removesuffix(", "), result.lc_win))
+    named = [(f"win rate, {name_of([result], which)}", result.win(which)) for which in JUDGES]
+    level = result.at_equal_length
+    named.insert(2, (f"at equal length, {level.judge}".removesuffix(", "), level.win))
     found = [
         Tile(text, f"{percent(win.value)} %", interval(win, 1, 100))
         for text, win in named
@@ -172,8 +173,8 @@ def tiles(summary: Summary, policy: str) -> list[Tile]:
                 interval(against, 1, 100),
             )
         )
-    if result.kl is not None:
-        found.append(Tile("KL to SFT", f"{decimal(result.kl)} nats", interval(result.kl_nats)))
+    if result.kl.value is not None:
+        found.append(Tile("KL to SFT", f"{decimal(result.kl.value)} nats", interval(result.kl)))
     trained = sum(
         (stage.seconds or 0.0) + (stage.saved_seconds or 0.0)
         for stage in summary.stages

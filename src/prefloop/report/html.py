@@ -44,8 +44,8 @@ from prefloop.report.curves import (
 from prefloop.report.evaluations import BenchFile, PairTest
 from prefloop.report.inputs import Curve, curves_of, read_summary
 from prefloop.report.plots import Plot
-from prefloop.report.schema import Summary
 from prefloop.report.settings import read_identities
+from prefloop.report.summary import Summary
 
 _HERE = Path(__file__).parent
 

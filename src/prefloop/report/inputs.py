@@ -6,19 +6,21 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
+from prefloop.artifacts.codec import finite
 from prefloop.artifacts.manifest import MANIFEST, read_manifest
 from prefloop.artifacts.references import meant
 from prefloop.artifacts.store import EVENTS, artifact_name
+from prefloop.base import jsonl
 from prefloop.base.sealed import check_files, read_sealed
 from prefloop.errors import DataError, StoreError
-from prefloop.evaluation.standing import quotable
+from prefloop.records import from_dict
 from prefloop.report.evaluations import BenchFile, PairTest
-from prefloop.report.schema import Summary, finite
+from prefloop.report.former import modern
+from prefloop.report.summary import Summary, quoted
 
+T = TypeVar("T")
 HELD_OUT = "held_out_loss"
 """Field of a step after which the loss on held-out demonstrations was looked at."""
 
@@ -53,39 +55,42 @@ def number(row: Any, *path: str) -> float | None:
 
 
 def read_summary(path: Path) -> Summary:
-    """Read and check ``summary.json``; raises ``DataError`` naming the field and what was found."""
-    found = _read(path, Summary, "Run the pipeline again to rewrite it", _quoted)
-    if found is None and not path.parent.is_dir():
+    """Read and check ``summary.json``, without the verdicts of a reward model at chance.
+
+    Raises ``DataError`` naming the field and its value.
+    """
+    summary = read_file(path, Summary, "Run the pipeline again to rewrite it", modern)
+    if summary is None and not path.parent.is_dir():
         raise DataError(f"'{path.parent}' is no folder of a run{meant(path.parent)}")
-    if found is None:
+    if summary is None:
         raise DataError(
             f"{path}: not found. A report needs a run that has finished; run the pipeline first"
         )
-    return found
-
-
-def _quoted(raw: Any) -> Any:
-    """A summary without the verdicts of a reward model at chance."""
-    reward = raw.get("reward_model") if isinstance(raw, dict) else None
-    if not isinstance(reward, dict):
-        return raw
-    found, why = quotable(raw, reward)
-    return found | {"unquoted": why}
+    return quoted(summary)
 
 
 def read_bench(path: Path) -> BenchFile | None:
     """Read and check ``bench.json``; ``None`` when the run was not benchmarked."""
-    return _read(path, BenchFile, "Run prefloop bench again to rewrite it")
+    return read_file(path, BenchFile, "Run prefloop bench again to rewrite it")
 
 
 def read_reward_eval(path: Path) -> dict[str, PairTest]:
     """Read and check ``reward-eval.json``, tests by the name of their file; nothing when there is
     none.
     """
-    return _read(path, dict[str, PairTest], "Run prefloop reward eval again to rewrite it") or {}
+    return (
+        read_file(path, dict[str, PairTest], "Run prefloop reward eval again to rewrite it") or {}
+    )
 
 
-def _read(path: Path, kind: Any, fix: str, prepare: Callable[[Any], Any] = lambda raw: raw) -> Any:
+def read_file(
+    path: Path, kind: type[T], fix: str, prepare: Callable[[Any], Any] = lambda raw: raw
+) -> T | None:
+    """Read and check a JSON file; ``None`` where there is none.
+
+    ``prepare`` is applied before the check. Raises ``DataError`` naming the field and its value,
+    with ``fix`` behind it.
+    """
     if not os.path.lexists(path):
         return None
     try:
@@ -93,12 +98,9 @@ def _read(path: Path, kind: Any, fix: str, prepare: Callable[[Any], Any] = lambd
     except StoreError as error:
         raise DataError(f"{error}. {fix}") from None
     try:
-        return TypeAdapter(kind).validate_python(encodable(prepare(raw)))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        found = repr(first["input"])[:80]
-        raise DataError(f"{path}: field '{where}': {first['msg']} (found {found}). {fix}") from None
+        return from_dict(kind, encodable(prepare(raw)))
+    except ValueError as error:
+        raise DataError(f"{path}: {error}. {fix}") from None
 
 
 def read_curves(path: Path) -> tuple[dict[str, Curve], int]:
@@ -206,20 +208,21 @@ def _whole(folder: Path, file: str, keys: Collection[str], notes: list[str]) -> 
     return folder / file
 
 
-def read_rows(path: Path | None) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file that are objects; none when there is no file. A torn line is
-    skipped.
+def read_rows(path: Path | None, kind: type[T], notes: list[str]) -> Iterator[T]:
+    """The rows of an artifact's file; none when there is no file.
+
+    Reading ends, and ``notes`` say so, at a row that this version cannot read.
     """
-    if path is None or not path.is_file():
+    if path is None:
         return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                yield encodable(row)
+    try:
+        for row in jsonl.read_rows(path):
+            yield from_dict(kind, encodable(row))
+    except ValueError as error:
+        notes.append(
+            f"{path.parent.name}/{path.name}: another version of prefloop wrote it, and the rest"
+            f" is left out ({error}). Run the pipeline again."
+        )
 
 
 def encodable(value: Any) -> Any:

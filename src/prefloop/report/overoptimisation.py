@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 
 from prefloop.artifacts.references import BASE
+from prefloop.artifacts.results import Estimate, PolicyResult
 from prefloop.report import plots
 from prefloop.report.inputs import Curve
 from prefloop.report.page import label
 from prefloop.report.plots import INK, MUTED, SERIES, Plot
-from prefloop.report.schema import Estimate, PolicyResult, Summary
+from prefloop.report.summary import Summary
 
 _TEXT = 8.0
 _CHARACTER = 0.58 * _TEXT
@@ -61,7 +62,9 @@ def draw(name: str, stage: str | None, curve: Curve | None, summary: Summary) ->
     # The bare model is no policy that was optimised, and may be so far from SFT that the others
     # could not be told apart.
     finals = {
-        p: result for p, result in summary.results.items() if result.kl is not None and p != BASE
+        p: result
+        for p, result in summary.results.items()
+        if result.kl.value is not None and p != BASE
     }
     panels = [
         _panel(
@@ -78,7 +81,9 @@ def draw(name: str, stage: str | None, curve: Curve | None, summary: Summary) ->
         return None
     series = plots.colours(list(summary.results))
     reached = [kl for panel in panels for kl, _, _ in panel.trail]
-    largest = max(reached + [result.kl_high or result.kl or 0.0 for result in finals.values()])
+    largest = max(
+        reached + [result.kl.high or result.kl.value or 0.0 for result in finals.values()]
+    )
     with matplotlib.rc_context(plots.STYLE):
         figure, grid = plots.blank(5.2, 0.6 + 1.95 * len(panels), rows=len(panels))
         for axes, panel in zip(grid, panels, strict=True):
@@ -124,8 +129,8 @@ def _data(axes: Axes, panel: Panel, series: dict[str, int], trail_series: int) -
         axes.plot(x, y, color=SERIES[trail_series], linewidth=0.9, alpha=0.45, zorder=2)
         axes.scatter(x, y, s=9, color=SERIES[trail_series], alpha=0.75, linewidth=0, zorder=2)
     for policy, (result, estimate) in panel.policies.items():
-        at = (max(0.0, result.kl or 0.0), estimate.value or 0.0)
-        kl, value = plots.scaled(result.kl_nats, 1), plots.scaled(estimate, 1)
+        at = (max(0.0, result.kl.value or 0.0), estimate.value or 0.0)
+        kl, value = plots.scaled(result.kl, 1), plots.scaled(estimate, 1)
         plots.point(axes, at, x_interval=kl, y_interval=value, series=series[policy])
 
 
@@ -140,10 +145,10 @@ def _labels(figure: Figure, axes: Axes, panel: Panel, series: dict[str, int]) ->
 
     taken = [_around(*place(kl, value), 1.5) for kl, value, _ in panel.trail]
     for result, estimate in panel.policies.values():
-        centre = (max(0.0, result.kl or 0.0), estimate.value or 0.0)
+        centre = (max(0.0, result.kl.value or 0.0), estimate.value or 0.0)
         taken.append(_around(*place(*centre), 6))
         for ends in (
-            [(x, centre[1]) for x in result.kl_nats.interval or ()],
+            [(x, centre[1]) for x in result.kl.interval or ()],
             [(centre[0], y) for y in estimate.interval or ()],
         ):
             corners = [place(*end) for end in ends]
@@ -152,7 +157,7 @@ def _labels(figure: Figure, axes: Axes, panel: Panel, series: dict[str, int]) ->
                 for a, b in itertools.pairwise(corners)
             ]
     for policy, (result, estimate) in panel.policies.items():
-        at = (max(0.0, result.kl or 0.0), estimate.value or 0.0)
+        at = (max(0.0, result.kl.value or 0.0), estimate.value or 0.0)
         _annotate(
             axes,
             plots.short(label(policy)),

@@ -6,8 +6,9 @@ import math
 from typing import Any, NamedTuple
 
 from prefloop.artifacts.references import BASE
+from prefloop.artifacts.results import Estimate
 from prefloop.report.inputs import Curve
-from prefloop.report.schema import Estimate, Summary
+from prefloop.report.summary import Summary
 
 MISSING = "\N{EN DASH}"
 _GLUE = "\N{NO-BREAK SPACE}"

@@ -19,9 +19,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
+from prefloop.artifacts.results import BASELINE, Estimate, rivals
 from prefloop.report.inputs import Curve
 from prefloop.report.page import decimal, interval, percent
-from prefloop.report.schema import BASELINE, Estimate, rivals
 
 INK, MUTED, RULE, PAPER = "#fe0101", "#fe0102", "#fe0103", "#fe0104"
 SERIES = [f"#fe02{i:02x}" for i in range(7)]

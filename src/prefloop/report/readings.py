@@ -1,16 +1,26 @@
-"""What the judges of a run found, judge by judge: which one leads, what it says of a policy against
-SFT, and of SFT against itself.
+"""The judges of a run: which one leads the report, and its win rates of policies against SFT and of
+SFT against itself.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from prefloop.artifacts.results import (
+    BASELINE,
+    GOLD,
+    JUDGE,
+    REWARD,
+    UNKNOWN,
+    Estimate,
+    PolicyResult,
+    rivals,
+)
 from prefloop.report.page import decimal, percent
-from prefloop.report.schema import BASELINE, Estimate, PolicyResult, Summary, rivals
+from prefloop.report.summary import Summary
 
-JUDGES = {"gold": "gold scorer", "llm": "judge", "reward": "reward model"}
+JUDGES = {GOLD: "gold scorer", JUDGE: "judge", REWARD: "reward model"}
 """Judges from the one to trust most to the one that learnt from the votes that trained the
-policies; ``judge`` is what ``evaluate.judge`` names.
+policies.
 """
 MUCH_LONGER = 1.5
 """Ratio of mean lengths from which the rate at equal length leads: a judge's taste for length would
@@ -24,7 +34,7 @@ def judge_of(summary: Summary) -> str | None:
     """
     compared = [summary.results[name] for name in rivals(summary.results)]
     return next(
-        (judge for judge in JUDGES if any(win_of(r, judge).value is not None for r in compared)),
+        (judge for judge in JUDGES if any(r.win(judge).value is not None for r in compared)),
         None,
     )
 
@@ -33,17 +43,8 @@ def name_of(results: Iterable[PolicyResult], judge: str) -> str:
     """What to call a judge: the one that ``evaluate.judge`` names by its own name, all of them
     where results differ in it.
     """
-    names = (
-        dict.fromkeys(result.llm_judge for result in results if result.llm_judge)
-        if judge == "llm"
-        else {}
-    )
+    names = dict.fromkeys(r.judge for r in results if r.judge) if judge == JUDGE else {}
     return f"{JUDGES[judge]} {', '.join(names)}".strip()
-
-
-def win_of(result: PolicyResult, judge: str) -> Estimate:
-    """Win rate against SFT under a judge."""
-    return {"gold": result.win, "llm": result.llm_win, "reward": result.reward_win}[judge]
 
 
 class Lead(NamedTuple):
@@ -60,24 +61,20 @@ def lead_of(summary: Summary, policy: str, judge: str) -> Lead:
     or shorter than SFT's.
     """
     result, sft = summary.results[policy], summary.results.get(BASELINE, PolicyResult())
-    plain = win_of(result, judge)
+    plain, level = result.win(judge), result.at_equal_length
     ratio = (result.length_mean or 0.0) / sft.length_mean if sft.length_mean else 1.0
     if 1 / MUCH_LONGER < ratio < MUCH_LONGER or plain.value is None:
         return Lead(plain)
-    said = f"its answers are {decimal(ratio, 1)} times as long as SFT's"
-    controlled = result.lc_judge == (result.llm_judge if judge == "llm" else JUDGES[judge])
-    if not controlled or result.lc_win.value is None:
-        return Lead(
-            plain,
-            f" ({said}; no rate at equal"
-            f" length{f': {result.lc_unknown}' if result.lc_unknown else ' is known'})",
-        )
-    return Lead(result.lc_win, f" at equal length ({said}; {percent(plain.value)} % as they are)")
+    times = f"its answers are {decimal(ratio, 1)} times as long as SFT's"
+    of_judge = level.judge == (result.judge if judge == JUDGE else JUDGES[judge])
+    if not of_judge or level.win.value is None:
+        why = f": {level.unknown}" if level.unknown else " is known"
+        return Lead(plain, f" ({times}; no rate at equal length{why})")
+    return Lead(level.win, f" at equal length ({times}; {percent(plain.value)} % as they are)")
 
 
 def control_of(summary: Summary, judge: str) -> Estimate:
     """Win rate of SFT against itself under a judge; a judge that was asked for is not asked about
     that.
     """
-    control = summary.control
-    return {"gold": control.gold.win, "llm": Estimate(None), "reward": control.reward.win}[judge]
+    return summary.control.get(judge, UNKNOWN)

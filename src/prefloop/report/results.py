@@ -4,10 +4,19 @@ what judging took.
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from prefloop.artifacts.results import (
+    GOLD,
+    JUDGE,
+    REWARD,
+    UNKNOWN,
+    Estimate,
+    PolicyResult,
+    Used,
+    rivals,
+)
 from prefloop.report import plots
-from prefloop.report.inputs import number
 from prefloop.report.page import (
     MISSING,
     Cell,
@@ -19,8 +28,8 @@ from prefloop.report.page import (
     percent,
 )
 from prefloop.report.plots import Plot
-from prefloop.report.readings import JUDGES, control_of, name_of, win_of
-from prefloop.report.schema import EloRating, Estimate, PolicyResult, Summary, Used, rivals
+from prefloop.report.readings import JUDGES, control_of, name_of
+from prefloop.report.summary import Summary
 from prefloop.stats.length_control import UNIT
 
 CONTROL = "A/A control"
@@ -29,13 +38,13 @@ CONTROL = "A/A control"
 def columns(results: Iterable[PolicyResult]) -> list[ResultColumn]:
     """All columns there can be; a win rate's unit names who judged."""
     found = list(results)
-    controlled = dict.fromkeys(result.lc_judge for result in found if result.lc_judge)
+    controlled = dict.fromkeys(filter(None, (result.at_equal_length.judge for result in found)))
     return [
         ResultColumn("Gold score", "mean"),
-        ResultColumn("Win rate vs SFT", f"%, {name_of(found, 'gold')}"),
-        ResultColumn("Win rate vs SFT", f"%, {name_of(found, 'llm')}"),
+        ResultColumn("Win rate vs SFT", f"%, {name_of(found, GOLD)}"),
+        ResultColumn("Win rate vs SFT", f"%, {name_of(found, JUDGE)}"),
         ResultColumn("At equal length", ", ".join([f"% ({UNIT})", *controlled])),
-        ResultColumn("Win rate vs SFT", f"%, {name_of(found, 'reward')}"),
+        ResultColumn("Win rate vs SFT", f"%, {name_of(found, REWARD)}"),
         ResultColumn("KL to reference", "nats"),
         ResultColumn("Length", "words", False),
         ResultColumn("Under 5 words", "%", False),
@@ -50,13 +59,10 @@ def results_table(summary: Summary) -> tuple[list[ResultColumn], list[TableRow]]
         TableRow(label(name), cells(result), _count(result) if len(counts) > 1 else "")
         for name, result in summary.results.items()
     ]
-    control = summary.control
-    if rows and any(
-        reading.value is not None for reading in (control.gold.win, control.reward.win)
-    ):
-        found = [Cell(MISSING)] * len(rows[0].cells)
-        found[1], found[4] = _rate(control.gold.win), _rate(control.reward.win)
-        rows.append(TableRow(CONTROL, found, "SFT against SFT"))
+    if rows and any(win.value is not None for win in summary.control.values()):
+        control = [Cell(MISSING)] * len(rows[0].cells)
+        control[1], control[4] = (_rate(control_of(summary, judge)) for judge in (GOLD, REWARD))
+        rows.append(TableRow(CONTROL, control, "SFT against SFT"))
     return filled(rows, columns(summary.results.values()))
 
 
@@ -85,11 +91,11 @@ def cells(result: PolicyResult) -> list[Cell]:
     """A cell for each of ``columns``."""
     return [
         Cell(decimal(result.gold.value, 3), interval(result.gold, 3)),
-        _rate(result.win),
-        _rate(result.llm_win),
-        _rate(result.lc_win),
-        _rate(result.reward_win),
-        Cell(decimal(result.kl_nats.value), interval(result.kl_nats)),
+        _rate(result.win(GOLD)),
+        _rate(result.win(JUDGE)),
+        _rate(result.at_equal_length.win),
+        _rate(result.win(REWARD)),
+        Cell(decimal(result.kl.value), interval(result.kl)),
         Cell(decimal(result.length_mean, 1)),
         Cell(percent(result.short_share)),
         Cell(percent(result.finished_share)),
@@ -106,8 +112,8 @@ def forests(summary: Summary) -> list[Plot]:
     for judge in JUDGES:
         text = name_of(summary.results.values(), judge)
         rows = [
-            (label(name), win_of(result, judge), series[name])
-            for name, result in ((name, summary.results[name]) for name in rivals(summary.results))
+            (label(name), summary.results[name].win(judge), series[name])
+            for name in rivals(summary.results)
         ]
         if any(win.value is not None for _, win, _ in rows):
             drawn.append(
@@ -154,11 +160,11 @@ def matrix(summary: Summary) -> MatrixTable | None:
         return None
     order = sorted(
         range(len(found.policies)),
-        key=lambda i: -(found.elo.get(found.policies[i], EloRating()).rating or -math.inf),
+        key=lambda i: -(found.elo.get(found.policies[i], UNKNOWN).value or -math.inf),
     )
     rows = []
     for i in order:
-        elo = found.elo.get(found.policies[i], EloRating()).elo
+        elo = found.elo.get(found.policies[i], UNKNOWN)
         cells = [None if i == j else _matrix_cell(found.at(i, j)) for j in order]
         rows.append(
             MatrixRow(
@@ -183,13 +189,13 @@ def judging(summary: Summary) -> list[tuple[str, str]]:
         for name, result in summary.results.items()
         for text, value in (
             (
-                f"sign test against SFT, {result.lc_judge}".removesuffix(", "),
+                f"sign test against SFT, {result.at_equal_length.judge}".removesuffix(", "),
                 "" if result.sign_test_p is None else f"p = {result.sign_test_p:.2g}",
             ),
-            ("no rate at equal length", result.lc_unknown),
+            ("no rate at equal length", result.at_equal_length.unknown),
             (
                 "the two orders disagree",
-                "" if result.llm_disagreement is None else f"{percent(result.llm_disagreement)} %",
+                "" if result.disagreement is None else f"{percent(result.disagreement)} %",
             ),
         )
         if value
@@ -198,16 +204,16 @@ def judging(summary: Summary) -> list[tuple[str, str]]:
 
 def _asked(summary: Summary) -> list[tuple[str, str]]:
     found = summary.judging
-    total = found.total if found.total.prompt_tokens is not None else found
+    total = found.total if found.total.prompt_tokens is not None else found.used
     named = [
         ("judge", found.judge),
         ("mode", found.mode),
-        ("requests", _whole(found.requests)),
-        ("tokens", _of_which(_tokens(total), _tokens(found))),
-        ("cost", _of_which(_cost(total), _cost(found))),
+        ("requests", _whole(found.used.requests)),
+        ("tokens", _of_which(_tokens(total), _tokens(found.used))),
+        ("cost", _of_which(_cost(total), _cost(found.used))),
         ("failed pairs", _whole(found.failed)),
         ("unparsable answers", _whole(found.unparsable)),
-        ("first shown wins", _position(found.position_bias)),
+        ("first shown wins", _share(found.position_bias)),
     ]
     return [(name, value) for name, value in named if value]
 
@@ -238,18 +244,7 @@ def _whole(count: int | None) -> str:
     return "" if count is None else f"{count:,}"
 
 
-def _position(found: Any) -> str:
-    """A share, or a mapping that holds one under ``share`` or ``rate`` with its interval under
-    ``low`` and ``high``.
-    """
-    share = number({"share": found}, "share")
-    if share is None:
-        share = next(
-            (v for v in (number(found, "share"), number(found, "rate")) if v is not None), None
-        )
-    if share is None:
+def _share(share: Estimate) -> str:
+    if share.value is None:
         return ""
-    return (
-        f"{percent(share)} %"
-        f" {interval(Estimate(share, number(found, 'low'), number(found, 'high')), 1, 100)}".strip()
-    )
+    return f"{percent(share.value)} % {interval(share, 1, 100)}".strip()

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.ticker import MultipleLocator
 
+from prefloop.artifacts.codec import read
 from prefloop.data.overlap import among
 from prefloop.report import plots
 from prefloop.report.evaluations import PairTest
 from prefloop.report.inputs import number
 from prefloop.report.page import MISSING, Cell, decimal, interval, percent
 from prefloop.report.plots import INK, MUTED, PAPER, SERIES, Plot
-from prefloop.report.schema import StageRun, Summary
+from prefloop.report.summary import StageRun, Summary
 
 ENOUGH = 1000
 """Pairs from which on a bin of ten holds 100, so that its share is known to 5 points."""
@@ -148,7 +149,7 @@ def tests_of(summary: Summary) -> dict[str, PairTest]:
         if _is_test(stage) and isinstance(stage.metrics.get("tests"), dict)
     ]
     return (
-        {name: PairTest.model_validate(test) for name, test in stages[-1].metrics["tests"].items()}
+        {name: read(PairTest, test) for name, test in stages[-1].metrics["tests"].items()}
         if stages
         else {}
     )
@@ -156,7 +157,7 @@ def tests_of(summary: Summary) -> dict[str, PairTest]:
 
 def _rows(name: str, test: PairTest) -> list[TestRow]:
     subsets = [
-        (part, PairTest.model_validate(found))
+        (part, read(PairTest, found))
         for part, found in test.subsets.items()
         if isinstance(found, dict)
     ]

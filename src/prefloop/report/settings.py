@@ -9,7 +9,7 @@ from typing import Any
 from prefloop.artifacts.manifest import MANIFEST, read_manifest
 from prefloop.base.redact import flat_without_secrets
 from prefloop.errors import StoreError
-from prefloop.report.schema import Summary
+from prefloop.report.summary import Summary
 
 _ALWAYS_OWN = ("run", "output", "notes")
 """Settings that differ between any two runs and say nothing about their results."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from prefloop.config.algorithms import POLICIES
 from prefloop.report.inputs import number
 from prefloop.report.page import decimal, duration, percent, stage_label
-from prefloop.report.schema import StageRun, Summary
+from prefloop.report.summary import StageRun, Summary
 
 _STATUSES = ("ran", "reused", "resumed")
 

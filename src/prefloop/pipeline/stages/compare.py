@@ -8,17 +8,34 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from prefloop.artifacts.codec import to_json
 from prefloop.artifacts.references import BASE
+from prefloop.artifacts.results import (
+    BASELINE,
+    GOLD,
+    RESPONSES,
+    REWARD,
+    SCORES,
+    Contamination,
+    Estimate,
+    Evaluation,
+    GoldScores,
+    Judging,
+    Matrix,
+    PolicyResult,
+    Used,
+)
 from prefloop.artifacts.store import Artifact, lineage
 from prefloop.base.console import say
 from prefloop.base.jsonl import read_rows, write_rows
 from prefloop.config import DataConfig, EvaluateConfig
 from prefloop.data.overlap import Prompted, overlap
-from prefloop.data.replies import Reply, reply_of, response_of
+from prefloop.data.replies import reply_of
 from prefloop.data.source import Source
 from prefloop.data.trained import roles_read, trained_prompts
 from prefloop.errors import JudgeError
@@ -27,11 +44,11 @@ from prefloop.evaluation.judges.cache import VerdictCache
 from prefloop.evaluation.judges.graders import FunctionGrader
 from prefloop.evaluation.judges.open import open_judge
 from prefloop.evaluation.win_rates import (
-    READINGS,
     SCORERS,
     Scores,
+    at_equal_length,
+    estimate_of,
     leads_of,
-    length_controlled,
     matrix,
     of_duel,
     of_scores,
@@ -39,20 +56,42 @@ from prefloop.evaluation.win_rates import (
 )
 from prefloop.pipeline.stage import Stage
 from prefloop.pipeline.stages.shared_judge import open_beside
-from prefloop.records import Prompt, Response, from_dict, to_dict
+from prefloop.records import (
+    Prompt,
+    SampledConversation,
+    SampledPrompt,
+    ScoredResponse,
+    from_dict,
+)
 from prefloop.runs.runtime import Runtime
 from prefloop.runs.work import Work
 from prefloop.stats.bradley_terry import Game, rank
 from prefloop.stats.intervals import clustered_mean, win_rate
-from prefloop.stats.length_control import LengthControlled, length_controlled_leaderboard
+from prefloop.stats.length_control import length_controlled_leaderboard
 
-BASELINE = "sft"
 AGAIN = "sft-again"
 SHORT_WORDS = 5
 MOST_FAILED = 0.05
 """Share of comparisons without an answer above which there is no result: what fails may be of one
 kind.
 """
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of one policy, by prompt id."""
+
+    prompts: dict[str, Prompt]
+    responses: dict[str, list[ScoredResponse]]
+
+    def scores(self, quantity: str) -> dict[str, list[float]]:
+        """``gold``, ``reward`` or ``kl`` of every response."""
+        return {i: [getattr(r, quantity) for r in rs] for i, rs in self.responses.items()}
+
+    @property
+    def lengths(self) -> dict[str, list[float]]:
+        """Characters of every response."""
+        return {i: [float(len(r.text)) for r in rs] for i, rs in self.responses.items()}
 
 
 class Compare(Stage):
@@ -78,7 +117,7 @@ class Compare(Stage):
         self.policies, self.config, self.data = list(policies), config, data or DataConfig()
         self.others = [policy for policy in self.policies if policy != BASELINE]
         self.grader = FunctionGrader(gold) if gold else None
-        self.scorers = (*(("gold",) if gold else ()), *(("reward",) if reward else ()))
+        self.scorers = (*((GOLD,) if gold else ()), *((REWARD,) if reward else ()))
         """What scores every answer, the most independent first."""
         self.answered = (*self.policies, *((AGAIN,) if control else ()))
         self.inputs = tuple(f"respond-{p}" for p in self.answered)
@@ -108,42 +147,35 @@ class Compare(Stage):
             if p is not None
         ]
 
-    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> Evaluation:
         answers = {p: self._read(inputs[f"respond-{p}"]) for p in self.answered}
         sft = answers[BASELINE]
-        results = {}
-        for policy in self.policies:
-            mine = answers[policy]
-            results[policy] = self._measure(mine)
-            for judge, prefix in (("gold", ""), ("reward", "reward_")):
-                if judge in mine:
-                    results[policy] |= self._against(
-                        mine[judge], sft[judge], prefix, policy == BASELINE
-                    )
-        control = {
-            judge: self._control(answers[AGAIN][judge], sft[judge])
-            for judge in self.scorers
-            if AGAIN in answers
-        }
-        metrics: dict[str, Any] = {
-            "results": results,
-            "control": control,
-            "samples": self._samples(answers),
-        }
-        if "gold" in sft:
+        results = {policy: self._measure(policy, answers) for policy in self.policies}
+        control = {}
+        if AGAIN in answers:
+            control = {judge: self._win(answers[AGAIN], sft, judge) for judge in self.scorers}
+        correlation = None
+        if self.grader:
             self._keep_gold(work, answers)
-            if "reward" in sft:
-                metrics["pearson_gold"] = _pearson(sft["reward"], sft["gold"])
-        if len(self.policies) > 1:
-            metrics |= self._judged(work, answers, results)
-        same = overlap(self._trained_on(work, inputs), list(sft["prompt"].values()))
+            if REWARD in self.scorers:
+                correlation = _pearson(sft.scores(REWARD), sft.scores(GOLD))
+        table, judging = Matrix(), Judging()
+        if len(self.policies) > 1 and self.config.judge:
+            judged = self._asked(work, answers)
+            for duel in judged.duels:
+                if duel.b == BASELINE:
+                    results[duel.a] = of_duel(results[duel.a], judged.judge, duel)
+            rates = {(duel.a, duel.b): duel.win_rate for duel in judged.duels}
+            table = matrix(judged.judge, self.policies, rates, judged.ranking)
+            judging = self._judging(judged)
+        elif len(self.policies) > 1 and self.scorers:
+            results = self._by_scores(results, answers, self.scorers[0])
+            table = self._matrix_of_scores(answers, self.scorers[0])
+        same = overlap(self._trained_on(work, inputs), list(sft.prompts.values()))
         say(f"  {same.describe()}", "yellow" if same.matches else "dim")
-        metrics["contamination"] = {
-            "count": len(same.seen),
-            "alike": len(same.matches) - len(same.seen),
-            "examples": [dataclasses.asdict(m) for m in same.matches[:20]],
-        }
-        return metrics
+        seen = Contamination(len(same.seen), len(same.matches) - len(same.seen), same.matches[:20])
+        samples = self._samples(answers)
+        return Evaluation(results, control, table, judging, seen, samples, correlation)
 
     def _trained_on(self, work: Work, inputs: Mapping[str, Artifact]) -> Iterator[Prompted]:
         """The prompts of every file that a compared policy has learnt from, one at a time."""
@@ -161,88 +193,80 @@ class Compare(Stage):
         }
         yield from trained_prompts(files, self.data.layout, self.data.limit, work.scratch)
 
-    def _keep_gold(self, work: Work, answers: Mapping[str, Any]) -> None:
+    def _keep_gold(self, work: Work, answers: Mapping[str, Answers]) -> None:
         """Write the gold score of every response, by prompt and policy: the report sorts
         conversations by them.
         """
+        scores = {policy: answers[policy].scores(GOLD) for policy in self.policies}
         rows = (
-            {"id": i, "gold": {p: answers[p]["gold"][i] for p in self.policies}}
-            for i in answers[BASELINE]["gold"]
+            GoldScores(i, {policy: scores[policy][i] for policy in self.policies})
+            for i in answers[BASELINE].prompts
         )
-        write_rows(work.folder / "scores.jsonl", rows)
+        write_rows(work.folder / SCORES, map(to_json, rows))
 
-    def _judged(
-        self, work: Work, answers: Mapping[str, Any], results: dict[str, dict[str, Any]]
-    ) -> dict[str, Any]:
-        """The win-rate matrix by the most independent judge, and what it says of each policy
-        against SFT beyond the rate.
+    def _judging(self, judged: Judged) -> Judging:
+        """What asking the judge took; the bare model's duels say nothing about the order of
+        showing.
         """
-        if not self.config.judge:
-            if not self.scorers:
-                return {}
-            judge = self.scorers[0]
-            for policy in self.others:
-                results[policy] |= of_scores(
-                    answers[policy], answers[BASELINE], judge, self.config.resamples
-                )
-            for policy, rate in self._at_equal_length(answers, judge).items():
-                results[policy] |= length_controlled(SCORERS[judge], rate)
-            return {"matrix": self._matrix_of_scores(answers, judge)}
-        found = self._asked(work, answers)
-        for duel in found.duels:
-            if duel.b == BASELINE:
-                results[duel.a] |= of_duel(found.judge, duel)
-        rates = {(duel.a, duel.b): duel.win_rate for duel in found.duels}
-        positions = [
-            duel.position for duel in found.duels if duel.position and BASE not in (duel.a, duel.b)
+        first_shares = [
+            duel.position.first_share.mean
+            for duel in judged.duels
+            if duel.position and BASE not in (duel.a, duel.b)
         ]
-        judging = {
-            "judge": found.judge,
-            "mode": self.config.asking.mode,
-            **dataclasses.asdict(found.usage),
-            "asked": found.n_asked,
-            "cached": found.n_cached,
-            "failed": sum(duel.n_failed for duel in found.duels),
-            "unparsable": found.n_unparsable,
-            "position_bias": (
-                float(np.mean([p.first_share.mean for p in positions])) if positions else None
-            ),
-            "total": dataclasses.asdict(found.total),
-            "unproven": found.unproven,
-        }
-        return {
-            "matrix": matrix(found.judge, self.policies, rates, found.ranking),
-            "judging": judging,
-        }
+        return Judging(
+            judge=judged.judge,
+            mode=self.config.asking.mode,
+            used=Used(**dataclasses.asdict(judged.usage)),
+            total=Used(**dataclasses.asdict(judged.total)),
+            asked=judged.n_asked,
+            cached=judged.n_cached,
+            failed=sum(duel.n_failed for duel in judged.duels),
+            unparsable=judged.n_unparsable,
+            position_bias=Estimate(float(np.mean(first_shares)) if first_shares else None),
+            unproven=judged.unproven,
+        )
 
-    def _at_equal_length(
-        self, answers: Mapping[str, Any], judge: str
-    ) -> Mapping[str, LengthControlled]:
-        """With two or more policies, win rates that know how much each prompt favours policies in
-        general.
+    def _by_scores(
+        self, results: Mapping[str, PolicyResult], answers: Mapping[str, Answers], judge: str
+    ) -> dict[str, PolicyResult]:
+        """The results with the scorer's sign test and rate at equal length, where no judge is
+        asked.
 
+        With two or more policies these rates know how much each prompt favors policies in general.
         The bare model is none: what it finds hard would move the policies' rates.
         """
-        sft, policies = answers[BASELINE], [name for name in self.others if name != BASE]
-        if len(policies) < 2:
-            return {}
-        wins = {p: wins_of(answers[p][judge], sft[judge]) for p in policies}
-        leads = {p: leads_of(answers[p], sft) for p in policies}
-        return length_controlled_leaderboard(wins, leads, resamples=self.config.resamples)
+        sft, resamples = answers[BASELINE], self.config.resamples
+        wins = {p: wins_of(answers[p].scores(judge), sft.scores(judge)) for p in self.others}
+        leads = {p: leads_of(answers[p].lengths, sft.lengths) for p in self.others}
+        out = dict(results)
+        for policy in self.others:
+            out[policy] = of_scores(results[policy], judge, wins[policy], leads[policy], resamples)
+        policies = [name for name in self.others if name != BASE]
+        if len(policies) > 1:
+            together = length_controlled_leaderboard(
+                {p: wins[p] for p in policies}, {p: leads[p] for p in policies}, resamples=resamples
+            )
+            for policy, rate in together.items():
+                level = at_equal_length(SCORERS[judge], rate)
+                out[policy] = dataclasses.replace(out[policy], at_equal_length=level)
+        return out
 
-    def _asked(self, work: Work, answers: Mapping[str, Any]) -> Judged:
+    def _asked(self, work: Work, answers: Mapping[str, Answers]) -> Judged:
         """All policies against each other, the k-th answer against the k-th; SFT is always side
         b.
         """
         order = [*reversed(self.others), BASELINE]
-        prompts = list(answers[BASELINE]["prompt"].values())
+        prompts = list(answers[BASELINE].prompts.values())
         sides = {
-            p: {i: (answers[p]["prompt"][i], of) for i, of in answers[p]["reply"].items()}
+            p: {
+                i: (answers[p].prompts[i], [reply_of(r.response) for r in responses])
+                for i, responses in answers[p].responses.items()
+            }
             for p in order
         }
         judge = open_beside(work.runtime, self.config.judge or "", self.config.asking, prompts)
         with closing(judge):
-            found = judge_answers(
+            judged = judge_answers(
                 sides,
                 judge,
                 VerdictCache(work.runtime.store.root / "verdicts.jsonl"),
@@ -251,27 +275,26 @@ class Compare(Stage):
                 apart=[BASE],
                 resamples=self.config.resamples,
             )
-        # The bare model may answer as no policy does: what fails of its comparisons is said, and
-        # stops nothing.
-        failed, met = _failures(duel for duel in found.duels if BASE not in (duel.a, duel.b))
+        # The bare model may answer as no policy does: its failures are reported and stop nothing.
+        failed, met = _failures(duel for duel in judged.duels if BASE not in (duel.a, duel.b))
         if failed > MOST_FAILED * met:
             raise JudgeError(
                 f"judge {judge.name}: {failed} of {met} comparisons failed, over {MOST_FAILED:.0%};"
-                f" the first: {found.failures[0]}\n       What was answered is kept: with the judge"
-                " mended, the same command asks only what is missing"
+                f" the first: {judged.failures[0]}\n       Answered comparisons are kept: once the"
+                " judge works, the same command asks only the missing ones"
             )
-        failed, met = _failures(found.duels)
+        failed, met = _failures(judged.duels)
         if failed:
             say(
                 f"  {failed} of {met} comparisons failed and are left out; the first:"
-                f" {found.failures[0]}\n  The result is kept without them; with another"
-                " --evaluate.resamples they are asked again, and nothing else",
+                f" {judged.failures[0]}\n  The result is kept without them. To ask them again, and"
+                " nothing else, run with another --evaluate.resamples",
                 "yellow",
             )
-        return found
+        return judged
 
-    def _matrix_of_scores(self, answers: Mapping[str, Any], judge: str) -> dict[str, Any]:
-        scores = {p: answers[p][judge] for p in self.policies}
+    def _matrix_of_scores(self, answers: Mapping[str, Answers], judge: str) -> Matrix:
+        scores = {p: answers[p].scores(judge) for p in self.policies}
         rates, games = {}, []
         for a, b in itertools.combinations([*reversed(self.others), BASELINE], 2):
             rates[a, b] = win_rate(scores[a], scores[b], resamples=self.config.resamples)
@@ -284,91 +307,67 @@ class Compare(Stage):
         ranking = rank(games, anchor=BASELINE, resamples=self.config.resamples) if rated else None
         return matrix(SCORERS[judge], self.policies, rates, ranking)
 
-    def _read(self, artifact: Artifact) -> dict[str, Any]:
-        """By prompt id: prompts and each measured quantity of the responses."""
-        measured = (
-            "finished",
-            *(("kl",) if self.config.temperature != 0 else ()),
-            *(("reward",) if "reward" in self.scorers else ()),
-        )
-        out: dict[str, Any] = {
-            name: {} for name in ("prompt", "reply", "text", "words", *measured, *self.scorers)
-        }
-        for row in read_rows(artifact / "responses.jsonl"):
-            responses = row.pop("responses")
-            prompt = from_dict(Prompt, row)
-            out["prompt"][prompt.id] = prompt
-            replies = [
-                reply_of(from_dict(Response, {k: r[k] for k in ("text", "turns") if k in r}))
-                for r in responses
-            ]
-            out["reply"][prompt.id] = replies
-            out["text"][prompt.id] = [r["text"] for r in responses]
-            out["words"][prompt.id] = [len(r["text"].split()) for r in responses]
-            for name in measured:
-                out[name][prompt.id] = [float(r[name]) for r in responses]
-            if self.grader:
-                out["gold"][prompt.id] = [self.grader.grade(prompt, reply) for reply in replies]
-        return out
-
-    def _measure(self, mine: Mapping[str, Any]) -> dict[str, Any]:
-        def interval(name: str) -> tuple[float, float, float]:
-            found = clustered_mean(mine[name], resamples=self.config.resamples)
-            return found.mean, found.low, found.high
-
-        words = [w for ws in mine["words"].values() for w in ws]
-        kl, kl_low, kl_high = interval("kl") if "kl" in mine else (None, None, None)
-        out: dict[str, Any] = {
-            "kl": kl,
-            "kl_low": kl_low,
-            "kl_high": kl_high,
-            "gold_mean": None,
-            "gold_low": None,
-            "gold_high": None,
-        }
-        if "gold" in mine:
-            out["gold_mean"], out["gold_low"], out["gold_high"] = interval("gold")
-        return out | {
-            "reward_mean": interval("reward")[0] if "reward" in mine else None,
-            "length_mean": float(np.mean(words)),
-            "short_share": float(np.mean([w < SHORT_WORDS for w in words])),
-            "finished_share": float(np.mean([f for fs in mine["finished"].values() for f in fs])),
-            "n_prompts": len(mine["words"]),
-            "n_responses": len(words),
-        }
-
-    def _against(self, mine: Scores, sft: Scores, prefix: str, itself: bool) -> dict[str, Any]:
-        names = READINGS[2 if prefix else 0]
-        if itself:
-            return dict(zip(names, (0.5, None, None), strict=True))
-        found = win_rate(mine, sft, resamples=self.config.resamples)
-        return dict(zip(names, (found.rate, found.low, found.high), strict=True))
-
-    def _control(
-        self, again: Mapping[str, Sequence[float]], sft: Mapping[str, Sequence[float]]
-    ) -> dict[str, float]:
-        found = win_rate(again, sft, resamples=self.config.resamples)
-        return {"win_rate": found.rate, "ci_low": found.low, "ci_high": found.high}
-
-    def _samples(self, answers: Mapping[str, Any], count: int = 6) -> list[dict[str, Any]]:
-        """The first answer of every policy to a few prompts, evenly spaced over the file, as the
-        records are written.
+    def _read(self, artifact: Artifact) -> Answers:
+        """The responses that an artifact holds, with their gold scores where there is a gold
+        scorer.
         """
-        ids = list(answers[BASELINE]["prompt"])
-        chosen = [ids[int(k * len(ids) / count)] for k in range(min(count, len(ids)))]
+        prompts, responses = {}, {}
+        for row in read_rows(artifact / RESPONSES):
+            sampled = from_dict(SampledPrompt, row)
+            prompts[sampled.id] = prompt = Prompt(sampled.id, sampled.prompt, sampled.meta)
+            responses[prompt.id] = [
+                dataclasses.replace(r, gold=self.grader.grade(prompt, reply_of(r.response)))
+                if self.grader
+                else r
+                for r in sampled.responses
+            ]
+        return Answers(prompts, responses)
+
+    def _measure(self, policy: str, answers: Mapping[str, Answers]) -> PolicyResult:
+        """One policy by everything that is measured of each response."""
+        mine, sft = answers[policy], answers[BASELINE]
+        responses = [r for rs in mine.responses.values() for r in rs]
+        words = [len(r.text.split()) for r in responses]
+
+        def mean(quantity: str) -> Estimate:
+            return estimate_of(
+                clustered_mean(mine.scores(quantity), resamples=self.config.resamples)
+            )
+
+        wins = {
+            judge: Estimate(0.5) if policy == BASELINE else self._win(mine, sft, judge)
+            for judge in self.scorers
+        }
+        # The log-ratio of the one likeliest answer estimates no KL.
+        kl = mean("kl") if self.config.temperature != 0 else Estimate()
+        return PolicyResult(
+            n_prompts=len(mine.prompts),
+            n_responses=len(responses),
+            gold=mean(GOLD) if self.grader else Estimate(),
+            reward_mean=mean(REWARD).value if REWARD in self.scorers else None,
+            kl=kl,
+            wins=wins,
+            length_mean=float(np.mean(words)),
+            short_share=float(np.mean([count < SHORT_WORDS for count in words])),
+            finished_share=float(np.mean([bool(r.finished) for r in responses])),
+        )
+
+    def _win(self, mine: Answers, sft: Answers, judge: str) -> Estimate:
+        """The win rate against SFT by a scorer."""
+        scores = mine.scores(judge), sft.scores(judge)
+        return estimate_of(win_rate(*scores, resamples=self.config.resamples))
+
+    def _samples(self, answers: Mapping[str, Answers], count: int = 6) -> list[SampledConversation]:
+        """The first answer of every policy to a few prompts, evenly spaced over the file."""
+        prompts = list(answers[BASELINE].prompts.values())
+        chosen = [int(k * len(prompts) / count) for k in range(min(count, len(prompts)))]
         return [
-            {
-                **{k: v for k, v in to_dict(answers[BASELINE]["prompt"][i]).items() if k != "meta"},
-                "responses": {
-                    p: {
-                        **_said(answers[p]["reply"][i][0]),
-                        "reward": answers[p]["reward"][i][0] if "reward" in self.scorers else None,
-                        "gold": answers[p]["gold"][i][0] if self.grader else None,
-                    }
-                    for p in self.policies
-                },
-            }
-            for i in dict.fromkeys(chosen)
+            SampledConversation(
+                prompts[at].id,
+                prompts[at].prompt,
+                {p: answers[p].responses[prompts[at].id][0] for p in self.policies},
+            )
+            for at in dict.fromkeys(chosen)
         ]
 
 
@@ -378,10 +377,6 @@ def _failures(duels: Iterable[Duel]) -> tuple[int, int]:
     return sum(failed for failed, _ in counts), sum(met for _, met in counts)
 
 
-def _said(reply: Reply) -> dict[str, Any]:
-    return {k: v for k, v in to_dict(response_of(reply)).items() if k in ("text", "turns")}
-
-
-def _pearson(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> float:
+def _pearson(a: Scores, b: Scores) -> float:
     x, y = (np.array([v for i in a for v in side[i]]) for side in (a, b))
     return float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else 0.0

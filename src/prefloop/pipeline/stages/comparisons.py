@@ -1,27 +1,30 @@
-"""What stages that learn from votes ask of the artifact that holds them."""
+"""What stages that learn from votes need to know about them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from prefloop.artifacts.codec import read
+from prefloop.artifacts.labels import Labels
 from prefloop.artifacts.store import Artifact
 from prefloop.data.quarantine import TOO_LONG, Unusable
 from prefloop.errors import DataError
 
 
 def unusable_of(comparisons: Artifact, folder: Path) -> Unusable:
-    """What a stage does with rows that it cannot use: into ``folder`` when the labels were read
-    with ``bad_rows: quarantine``.
+    """What a stage does with rows that it cannot use: they go into ``folder`` when the labels were
+    read with ``bad_rows: quarantine``.
     """
-    aside = comparisons.metrics.get("bad_rows") == "quarantine"
-    return Unusable(folder / f"{TOO_LONG}.quarantine.jsonl" if aside else None)
+    quarantine = read(Labels, comparisons.metrics).bad_rows == "quarantine"
+    return Unusable(folder / f"{TOO_LONG}.quarantine.jsonl" if quarantine else None)
 
 
 def has_pairs(comparisons: Artifact) -> bool:
-    """Whether the votes are, or form, pairs: thumbs do where a prompt has a response with a thumb
-    up and one with a thumb down.
+    """Whether the votes are on pairs or form pairs: thumbs do where a prompt has a response with a
+    thumb up and one with a thumb down.
     """
-    return not comparisons.metrics.get("thumbs") or bool(comparisons.metrics.get("comparisons"))
+    labels = read(Labels, comparisons.metrics)
+    return not labels.thumbs or labels.comparisons > 0
 
 
 def require_pairs(comparisons: Artifact, who: str) -> None:

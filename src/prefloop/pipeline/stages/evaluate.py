@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from prefloop.artifacts.references import BASE
+from prefloop.artifacts.results import BASELINE, RESPONSES, Responded
 from prefloop.artifacts.store import Artifact
 from prefloop.base.console import progress, say
 from prefloop.base.jsonl import write_rows
@@ -30,9 +31,9 @@ from prefloop.models.backbone import Backbone
 from prefloop.models.forward import sum_by_branch_B
 from prefloop.models.reward_model import Reward
 from prefloop.pipeline.stage import Stage
-from prefloop.pipeline.stages.compare import AGAIN, BASELINE, Compare
+from prefloop.pipeline.stages.compare import AGAIN, Compare
 from prefloop.pipeline.stages.sampling import read_prompts, sample
-from prefloop.records import to_dict
+from prefloop.records import SampledPrompt, ScoredResponse, to_dict
 from prefloop.runs.work import Work
 from prefloop.training.policy import REFERENCE, logps_R
 
@@ -155,7 +156,7 @@ class Respond(Stage):
             "limit": data.eval_limit,
         }
 
-    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> Responded:
         backbone = work.runtime.backbone
         prompts = read_prompts(work, self.data, evaluation=True)
         # A stream of its own for every policy: shared noise would couple the two sides of a
@@ -190,29 +191,32 @@ class Respond(Stage):
             kl = None  # the log-ratio of the one likeliest answer estimates no KL
         elif self.policy != BASELINE:
             kl = self._kl(work, inputs, documents, logps)
-        rows = [
-            {
-                **to_dict(p),
-                "responses": [
-                    {
-                        "text": r.text,
-                        "finished": r.finished,
-                        "tokens": len(r.token_ids),
-                        **({"reward": rewards[i * n + k]} if rewards else {}),
-                        **({"kl": kl[i * n + k]} if kl else {}),
-                    }
-                    for k, r in enumerate(rs)
-                ],
-            }
-            for i, (p, rs) in enumerate(zip(prompts, responses, strict=True))
+        scored = [
+            [
+                ScoredResponse(
+                    r.text,
+                    finished=r.finished,
+                    tokens=len(r.token_ids),
+                    reward=rewards[i * n + k] if rewards else None,
+                    kl=kl[i * n + k] if kl else None,
+                )
+                for k, r in enumerate(rs)
+            ]
+            for i, rs in enumerate(responses)
         ]
-        write_rows(work.folder / "responses.jsonl", rows)
-        return {
-            "prompts": len(prompts),
-            "responses": len(logps),
-            **({"reward_mean": float(np.mean(rewards))} if rewards else {}),
-            **({"kl": float(np.mean(kl))} if kl else {}),
-        }
+        write_rows(
+            work.folder / RESPONSES,
+            (
+                to_dict(SampledPrompt(p.id, p.prompt, rs, p.meta))
+                for p, rs in zip(prompts, scored, strict=True)
+            ),
+        )
+        return Responded(
+            len(prompts),
+            len(logps),
+            float(np.mean(rewards)) if rewards else None,
+            float(np.mean(kl)) if kl else None,
+        )
 
     def _rewards(
         self, backbone: Backbone, artifact: Artifact, documents: Sequence[Document]
