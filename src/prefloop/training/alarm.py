@@ -82,7 +82,7 @@ class Reading:
     proxy: Mean
     """Reward that training maximises, before penalties."""
     objective: Mean
-    """Penalised reward minus ``kl.coef`` (as configured) times the KL."""
+    """Penalized reward minus ``kl.coef`` (as configured) times the KL."""
     length: Mean
     """Tokens."""
     kl: Mean

@@ -110,7 +110,6 @@ class StepMetrics:
         """The known figures as JSON, those of the update among them. The gold score stays out: it
         belongs to the log, not to the result.
         """
-        flat: dict[str, Any] = {}
-        for name, value in vars(self).items():
-            flat |= vars(value) if name == "update" else {name: value}
-        return {k: v for k, v in flat.items() if v is not None and k != "gold_mean"}
+        figures = {**vars(self), **vars(self.update)}
+        elsewhere = ("update", "gold_mean")
+        return {k: v for k, v in figures.items() if v is not None and k not in elsewhere}
