@@ -73,7 +73,7 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
     from prefloop.training.dpo import PAIR_LOSSES
     from prefloop.training.loop import Loop
     from prefloop.training.policy import POLICY, REFERENCE, reference_B
-    from prefloop.training.steps import Step
+    from prefloop.training.steps import TrainingStep
 
     config = BackboneConfig(
         model=str(folder),
@@ -107,7 +107,7 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
         for pack in packs(documents, options.pack_tokens):
             cached[list(pack.keys)] = reference_B(backbone, pack.to(backbone.device), 1.0).cpu()
 
-    def prepare(number: int) -> Step:
+    def prepare(number: int) -> TrainingStep:
         batch = documents[number * size : (number + 1) * size]
         if kind == "sft":
             return AnswerStep(backbone, batch)

@@ -1,9 +1,9 @@
 """Training on packs from the first step to the last: what SFT, the reward model, DPO and its kin
 and KTO share.
 
-A stage says what its steps are (``Step``). Here are the order within a step (update, audit, event,
-held-out loss, checkpoint) and the way back from a checkpoint. PPO has phases of its own around
-``Loop.update``.
+A stage says what its steps are (``TrainingStep``). Here are the order within a step (update,
+audit, event, held-out loss, checkpoint) and the way back from a checkpoint. PPO has phases of its
+own around ``Loop.update``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from prefloop.training.batches import ahead
 from prefloop.training.loop import Loop
 
 
-class Step(Protocol):
+class TrainingStep(Protocol):
     """What one optimizer step learns from; made in a thread while the step before it runs."""
 
     packs: list[Pack]
@@ -83,7 +83,7 @@ def train_steps(
     work: Work,
     audit: Audit,
     steps: Sequence[list[int]],
-    prepare: Callable[[list[int]], Step],
+    prepare: Callable[[list[int]], TrainingStep],
     observer: Observer | None = None,
     title: str = "",
     **event: Any,
