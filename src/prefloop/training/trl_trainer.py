@@ -31,7 +31,10 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)", re.ASCII)
 class Rows(Protocol):
     """What a trainer learns from."""
 
-    rows: list[dict[str, Any]]
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """As the trainer's data set holds them."""
+        ...
 
     def ids_of(self, turns: Sequence[Mapping[str, Any]]) -> list[int]:
         """The token ids of a prompt in ``rows``."""
@@ -160,7 +163,9 @@ class Prompted:
             sampler.set_epoch = lambda epoch: generator.manual_seed(self.args.seed + epoch)
         return sampler
 
-    def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict]:
+    def _tokenize_prompts(
+        self, prompts: Sequence[Any]
+    ) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.ids_of(prompt) for prompt in prompts], None, {}
 
 
