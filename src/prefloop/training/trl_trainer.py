@@ -28,7 +28,7 @@ LEARNT = "learnt.safetensors"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)", re.ASCII)
 
 
-class Rows(Protocol):
+class LearntRows(Protocol):
     """What a trainer learns from."""
 
     @property
@@ -45,7 +45,7 @@ def make(
     name: str,
     seat: Seat,
     made: TrainingArguments,
-    data: Rows,
+    data: LearntRows,
     log: TrainerCallback,
     **more: Any,
 ) -> Any:
