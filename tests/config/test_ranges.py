@@ -23,11 +23,16 @@ from prefloop.config.ranges import Range, count_in, range_of
 from prefloop.errors import ConfigError
 
 ODD = (-1, 0, math.nan, math.inf, -math.inf, 1e300, 2**70, True)
-FREE = {"backbone.adapter.options", "evaluate.asking.extra_body", "asking.extra_body"}
-"""Dictionaries of anything: a method's card has the ranges of the former, the latter must be
-JSON.
+FREE = {
+    "backbone.adapter.options",
+    "evaluate.asking.extra_body",
+    "asking.extra_body",
+    "trl.args",
+}
+"""Dictionaries of anything: a method's card has the ranges of the first, the next two must be JSON,
+and TRL's own classes look at the last.
 """
-BELOW_ZERO = {"ppo.rewards", "ppo.reward_model_weight", "ppo.alarm.kl"}
+BELOW_ZERO = {"ppo.rewards", "trl.rewards", "ppo.reward_model_weight", "ppo.alarm.kl"}
 """Where a number below 0 has a meaning."""
 
 
