@@ -29,10 +29,10 @@ FREE = {
     "asking.extra_body",
     "trl.args",
 }
-"""Dictionaries of anything: a method's card has the ranges of the former, the latter must be
-JSON.
+"""Dictionaries of anything: a method's card has the ranges of the first, the next two must be JSON,
+and TRL's own classes look at the last.
 """
-BELOW_ZERO = {"ppo.rewards", "ppo.reward_model_weight", "ppo.alarm.kl"}
+BELOW_ZERO = {"ppo.rewards", "trl.rewards", "ppo.reward_model_weight", "ppo.alarm.kl"}
 """Where a number below 0 has a meaning."""
 
 

@@ -29,7 +29,7 @@ _AT_START = ("rewards/chosen", "rewards/rejected", "kl")
 """What TRL logs of trainers with a reference that is 0 while the policy equals it."""
 
 
-class Log(TrainerCallback):
+class TrlLog(TrainerCallback):
     """What a trainer logs, into prefloop's log and progress; a loss that is no number ends it."""
 
     def __init__(self, work: Work, audit: Audit, reference: bool) -> None:
@@ -134,7 +134,7 @@ class Moving(TrainerCallback):
             )
 
 
-class Ending(TrainerCallback):
+class TrlEnding(TrainerCallback):
     """A checkpoint after the step in which the run is asked to end."""
 
     def on_step_end(

@@ -28,7 +28,7 @@ LEARNT = "learnt.safetensors"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)", re.ASCII)
 
 
-class Rows(Protocol):
+class LearntRows(Protocol):
     """What a trainer learns from."""
 
     @property
@@ -45,7 +45,7 @@ def make(
     name: str,
     seat: Seat,
     made: TrainingArguments,
-    data: Rows,
+    data: LearntRows,
     log: TrainerCallback,
     **more: Any,
 ) -> Any:
@@ -148,7 +148,7 @@ class Labelled:
         return row
 
 
-class Prompted:
+class Asked:
     """Prompts of trainers that sample, as the token ids that prefloop made of them."""
 
     ids_of: Callable[[Any], list[int]]
@@ -174,9 +174,9 @@ _OWN: Mapping[str, tuple[type, ...]] = {
     "KTOTrainer": (Mismatched,),
     "CPOTrainer": (Labelled,),
     "ORPOTrainer": (Labelled,),
-    "GRPOTrainer": (Prompted,),
-    "RLOOTrainer": (Prompted,),
-    "GMPOTrainer": (Prompted,),
+    "GRPOTrainer": (Asked,),
+    "RLOOTrainer": (Asked,),
+    "GMPOTrainer": (Asked,),
     "SFTTrainer": (),  # takes token ids as it is
 }
 

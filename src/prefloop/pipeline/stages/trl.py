@@ -27,7 +27,7 @@ from prefloop.data.packing import Document, packs
 from prefloop.errors import ConfigError
 from prefloop.models.reward_model import Reward
 from prefloop.pipeline.stage import Stage
-from prefloop.pipeline.stages.trl_rows import ROWS, Source
+from prefloop.pipeline.stages.trl_rows import ROWS, RowSource
 from prefloop.runs.work import Work
 from prefloop.training.audit import Audit
 from prefloop.training.policy import logps_R
@@ -94,13 +94,13 @@ class Trl(Stage):
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         from prefloop.training import trl_trainer
         from prefloop.training.trl_arguments import arguments
-        from prefloop.training.trl_callbacks import Ending, Log, Moving
+        from prefloop.training.trl_callbacks import Moving, TrlEnding, TrlLog
         from prefloop.training.trl_seat import POLICY, seated
 
         runtime, config, audit = work.runtime, self.config, Audit(self.name)
         require_method(runtime.backbone_config.adapter.method)
         backbone = runtime.backbone
-        source = Source(self.name, config, self.data, inputs)
+        source = RowSource(self.name, config, self.data, inputs)
         found = ROWS[self.kind.learns_from](source, work, audit)
         made = arguments(
             self.trainer, config.args, work.checkpoints, config.checkpoint_every, runtime
@@ -122,12 +122,12 @@ class Trl(Stage):
                 more["reward_funcs"] = self.rewards.functions(
                     found.prompts, found.ids, reward, seat.lent, backbone.chat.decode
                 )
-            log = Log(work, audit, self.kind.reference)
+            log = TrlLog(work, audit, self.kind.reference)
             trainer = trl_trainer.make(self.trainer, seat, made, found, log, **more)
             self._look_at_start(seat, audit, found.probe)
             moving = Moving(seat, audit)
             trainer.add_callback(moving)
-            trainer.add_callback(Ending())
+            trainer.add_callback(TrlEnding())
             if done := trl_trainer.resumed_from(work.checkpoints):
                 say(f"  {self.name}: goes on from step {done.name.rpartition('-')[2]}", "dim")
                 moving.checked = True  # ahead of that checkpoint

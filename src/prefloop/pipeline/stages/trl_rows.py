@@ -57,7 +57,7 @@ def key_of(turns: Sequence[Mapping[str, Any]]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class RowSource:
     """Where the rows of a stage come from."""
 
     stage: str
@@ -71,7 +71,7 @@ class Source:
         return Unusable(work.folder / f"{TOO_LONG}.quarantine.jsonl" if aside else None)
 
 
-def pairs(source: Source, work: Work, audit: Audit) -> TrlRows:
+def pairs(source: RowSource, work: Work, audit: Audit) -> TrlRows:
     """A row for every pair of which one response has more votes."""
     comparisons = source.inputs["comparisons"]
     require_pairs(comparisons, source.stage)
@@ -113,7 +113,7 @@ def pairs(source: Source, work: Work, audit: Audit) -> TrlRows:
     return TrlRows(rows, groups[0].document, metrics | groups.left_out.metrics())
 
 
-def thumbs(source: Source, work: Work, audit: Audit) -> TrlRows:
+def thumbs(source: RowSource, work: Work, audit: Audit) -> TrlRows:
     """A row for every response with a decided thumb."""
     comparisons, encoder = source.inputs["comparisons"], _encoder(work)
     groups = write_thumbs(
@@ -162,7 +162,7 @@ def dealt(of_prompt: Sequence[list[Row]], seed: int) -> list[Row]:
     return out
 
 
-def prompts(source: Source, work: Work, audit: Audit) -> TrlRows:
+def prompts(source: RowSource, work: Work, audit: Audit) -> TrlRows:
     """A row for every prompt; what its ``meta`` holds of all prompts becomes a column for TRL's
     reward functions.
     """
@@ -197,7 +197,7 @@ def prompts(source: Source, work: Work, audit: Audit) -> TrlRows:
     return TrlRows(rows, probe, {"prompts": len(rows)}, by_id, ids, by_turns)
 
 
-def demonstrations(source: Source, work: Work, audit: Audit) -> TrlRows:
+def demonstrations(source: RowSource, work: Work, audit: Audit) -> TrlRows:
     """A row for every conversation, of which the assistant's turns are learned."""
     data = source.data
     assert data.demonstrations is not None  # seen to before the stage runs
@@ -222,7 +222,7 @@ def demonstrations(source: Source, work: Work, audit: Audit) -> TrlRows:
     return TrlRows(rows, document_of_sequence(sequences[0]), metrics)
 
 
-ROWS: Mapping[str, Callable[[Source, Work, Audit], TrlRows]] = {
+ROWS: Mapping[str, Callable[[RowSource, Work, Audit], TrlRows]] = {
     "pairs": pairs,
     "thumbs": thumbs,
     "prompts": prompts,
