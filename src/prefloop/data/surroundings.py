@@ -19,7 +19,7 @@ from prefloop.data.messages import is_messages, messages_of, parts_of, refuse_me
 from prefloop.data.row import Row
 from prefloop.data.tools import spelt, tools_of
 from prefloop.data.transcripts import PARSED, literal
-from prefloop.records import Conversation, Message
+from prefloop.records import Conversation, Message, ToolSchema
 
 SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction")
 _SYSTEMS = frozenset(name.replace("_", "") for name in SYSTEMS)
@@ -130,7 +130,7 @@ def _system_text(row: Row, key: str) -> str | None:
     return value if value.strip() else None
 
 
-def _tools(row: Row, given: Any) -> list[dict[str, Any]]:
+def _tools(row: Row, given: Any) -> list[ToolSchema]:
     """The tools of the row, from its columns, from the system turns in its conversation, or from
     the prompt's own object.
     """
@@ -140,7 +140,7 @@ def _tools(row: Row, given: Any) -> list[dict[str, Any]]:
     for key in ("tools", "functions"):
         if key in row:
             tools_by_key[key] = tools_of(row.take(key), key)
-    schemas: list[dict[str, Any]] = []
+    schemas: list[ToolSchema] = []
     for key, offered in tools_by_key.items():
         if schemas and offered and schemas != offered:
             raise BadRow(key, "offers other tools than those beside it: keep one")

@@ -21,8 +21,7 @@ from prefloop.data.layouts import (
     written,
 )
 from prefloop.data.layouts.general import PAIRS
-from prefloop.data.layouts.layout import Layout
-from prefloop.data.layouts.recognise import Columns
+from prefloop.data.layouts.recognise import Columns, Layout
 from prefloop.data.prompts import ANSWERS, CONVERSATIONS, TEXTS
 from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating
 
