@@ -179,7 +179,9 @@ def _fuller(row: Row, turns: list[Message]) -> list[Message]:
 
 def same(some: Sequence[Message], others: Sequence[Message]) -> bool:
     """Whether turns say the same. Blanks at their ends do not count, nor which turns are learnt."""
-    return list(map(_content, some)) == list(map(_content, others))
+    return len(some) == len(others) and all(
+        _content(one) == _content(other) for one, other in zip(some, others, strict=True)
+    )
 
 
 def last_answer(turns: Sequence[Message]) -> tuple[list[Message], list[Message]]:
