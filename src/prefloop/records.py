@@ -6,7 +6,7 @@ module imports nothing from the rest of prefloop.
 
 A record carries all that a model sees: tools, system turns, earlier turns, tool calls and their
 results, thoughts. On disk a message holds only the keys that say something, tool calls stand in the
-form of OpenAI's API, and ``tools`` stands beside ``prompt``.
+form of OpenAI's API, and ``tools`` is next to ``prompt``.
 """
 
 from __future__ import annotations

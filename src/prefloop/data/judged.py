@@ -232,7 +232,7 @@ def verdict(row: Row, must: bool = False) -> bool | None:
         if up != thumbs[first]:
             raise BadRow(
                 column,
-                f"is a thumb {_direction(up)} beside '{first}', a thumb {_direction(not up)}: keep"
+                f"is a thumb {_direction(up)}, and '{first}' a thumb {_direction(not up)}: keep"
                 " one of the two",
             )
     row.use(*thumbs)

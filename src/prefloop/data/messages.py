@@ -260,9 +260,7 @@ def _content(item: Mapping[str, Any], name: str, role: Role) -> tuple[str, str, 
 def _one(texts: list[str], name: str) -> str | None:
     different = list(dict.fromkeys(texts))
     if len(different) > 1:
-        raise BadRow(
-            name, "says something else than the other key of the same meaning beside it: keep one"
-        )
+        raise BadRow(name, "says something else than another key of the same meaning: keep one")
     return different[0] if different else None
 
 
@@ -344,9 +342,7 @@ def _calls(item: Mapping[str, Any], name: str, row: Row) -> list[ToolCall]:
     for key in others:
         one, other = ([(c.name, c.arguments) for c in calls[k]] for k in (first, key))
         if one != other:
-            raise BadRow(
-                f"{name}.{key}", f"calls something else than {first} beside it: keep one of them"
-            )
+            raise BadRow(f"{name}.{key}", f"calls something else than {first}: keep one of them")
     return calls.get(first, [])
 
 

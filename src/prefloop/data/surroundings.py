@@ -69,7 +69,7 @@ def around(
         if first is None:
             whole.insert(0, Message("system", system))
         elif first.content.strip() != system.strip():
-            raise BadRow(key, "says something else than the system turn beside it: keep one")
+            raise BadRow(key, "says something else than the system turn: keep one")
     _check_parts(row, whole)
     return Conversation(whole, _tools(row, tools))
 
@@ -143,7 +143,7 @@ def _tools(row: Row, given: Any) -> list[ToolSchema]:
     schemas: list[ToolSchema] = []
     for key, offered in tools_by_key.items():
         if schemas and offered and schemas != offered:
-            raise BadRow(key, "offers other tools than those beside it: keep one")
+            raise BadRow(key, "offers other tools than another column or turn: keep one")
         schemas = schemas or offered
     row.tools = schemas
     return schemas

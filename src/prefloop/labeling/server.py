@@ -50,7 +50,7 @@ def package() -> Path:
     for folder in (here.parents[1] / "labeling", here / "_labeling"):
         if (folder / "src" / "prefloop_labeling" / "__main__.py").is_file():
             return folder
-    raise LabelError(f"prefloop's labelling server is not beside {here}: install prefloop again")
+    raise LabelError(f"prefloop's labelling server is not next to {here}: install prefloop again")
 
 
 def run(arguments: Sequence[str], build: bool = True) -> tuple[int, str]:

@@ -233,7 +233,7 @@ _PUBLISHED = (
         way_out=(
             "it labels the steps of an answer, which train a process reward model; prefloop's"
             " reward model rates whole answers. Give each whole answer a column 'label' of true or"
-            " false beside 'prompt' and 'completion'"
+            " false next to 'prompt' and 'completion'"
         ),
     ),
     Layout(
