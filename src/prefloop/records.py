@@ -6,7 +6,7 @@ module imports nothing from the rest of prefloop.
 
 A record carries all that a model sees: tools, system turns, earlier turns, tool calls and their
 results, thoughts. On disk a message holds only the keys that say something, tool calls stand in the
-form of OpenAI's API, and ``tools`` stands beside ``prompt``.
+form of OpenAI's API, and ``tools`` is next to ``prompt``.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ Role = Literal["system", "user", "assistant", "tool"]
 # A text that spells a truth or a number is not accepted as one, nor is an infinite number.
 Truth = Annotated[bool, Field(strict=True)]
 Index = Annotated[int, Field(strict=True)]
+ToolSchema = dict[str, Any]
+"""The JSON schema of a tool, in the form of OpenAI's API."""
 _MOST = 10**300
 Strength = (
     Annotated[int, Field(strict=True, ge=-_MOST, le=_MOST)]
@@ -121,7 +123,7 @@ class Conversation(list[Message]):
     call.
     """
 
-    def __init__(self, turns: Iterable[Message] = (), tools: Iterable[dict[str, Any]] = ()) -> None:
+    def __init__(self, turns: Iterable[Message] = (), tools: Iterable[ToolSchema] = ()) -> None:
         super().__init__(turns)
         self.tools = list(tools)
 
@@ -146,10 +148,10 @@ class Conversation(list[Message]):
         return core_schema.no_info_wrap_validator_function(keep_tools, handler(list[Message]))
 
 
-_NO_TOOLS: list[dict[str, Any]] = []
+_NO_TOOLS: list[ToolSchema] = []
 
 
-def tools_of(prompt: Sequence[Message]) -> list[dict[str, Any]]:
+def tools_of(prompt: Sequence[Message]) -> list[ToolSchema]:
     """The tools that a prompt offers. A plain list of turns offers none."""
     return getattr(prompt, "tools", _NO_TOOLS)
 

@@ -92,19 +92,19 @@ def test_a_late_answer_that_was_rejected_is_named(tmp_path: Path, layout: str) -
     row = DEMONSTRATIONS[layout]
     for column in ("rejected_response", "rejected", "chosen", "responses"):
         said = refused(tmp_path, *[row] * 22, {**row, column: BAD})
-        assert f"row 23, field '{column}': stands beside a single answer" in said
+        assert f"row 23, field '{column}': is a second answer" in said
 
 
 def test_a_late_answer_that_was_rejected_is_named_among_thumbs_too(tmp_path: Path) -> None:
     rated = {**ANSWER, "label": True}
     said = refused(tmp_path, *[rated] * 3, {**rated, "rejected": BAD})
-    assert "row 4, field 'rejected': stands beside a single answer" in said
+    assert "row 4, field 'rejected': is a second answer" in said
     assert load(tmp_path, {**rated, "rejected": BAD}).layout == "swift_pairs"
 
 
 def test_a_late_answer_beside_a_conversation_is_named(tmp_path: Path) -> None:
     rows = [{"messages": [user(), bot()]}] * 21
-    assert "row 22, field 'response': holds an answer beside 'messages'" in refused(
+    assert "row 22, field 'response': holds an answer next to 'messages'" in refused(
         tmp_path, *rows, {"messages": [user()], "response": BAD}
     )
 
@@ -248,8 +248,7 @@ def test_two_columns_that_say_different_things_are_named_and_a_grade_beside_a_th
 ) -> None:
     said = refused(tmp_path, {**ANSWER, "label": True}, {**ANSWER, "label": True, "thumb": "down"})
     assert (
-        "row 2, field 'thumb': is a thumb down beside 'label', a thumb up: keep one of the two"
-        in said
+        "row 2, field 'thumb': is a thumb down, and 'label' a thumb up: keep one of the two" in said
     )
     found = load(tmp_path, {**ANSWER, "label": True, "liked": "yes", "rating": 5})
     assert found.records[0].votes[0].value == "up" and found.notes == [

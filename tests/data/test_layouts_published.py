@@ -234,7 +234,7 @@ def test_helpsteers_answers_meet_the_next_one_to_their_prompt(tmp_path: Path) ->
     assert (first.prompt, first.votes) == (asked(ASK), [Vote("file:f.jsonl", 0, 3)])
     assert [response.meta["helpfulness"] for response in first.responses] == [4, 1]
     assert second.votes == [Vote("file:f.jsonl", "tie")]
-    assert checked.skipped == {"no other answer to the same prompt beside it": 1}
+    assert checked.skipped == {"no other answer to the same prompt next to it": 1}
 
 
 def test_signed_preferences_say_the_side_and_how_much_better(tmp_path: Path) -> None:

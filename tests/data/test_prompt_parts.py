@@ -105,8 +105,9 @@ def test_two_columns_that_ask_refuse_the_row_unless_one_says_what_the_other_says
         checked.records[0].prompt[0].content == f"Briefly: {ASK}" and checked.records[0].meta == {}
     )
     assert checked.notes == [f"columns left out, they repeat the conversation: {second}"]
-    assert f"row 2, field '{second}': stands beside '{first}', and nothing says how" in refused(
-        tmp_path, plain, plain | {second: "Answer as a doctor."}
+    assert (
+        f"row 2, field '{second}': is a second prompt next to '{first}', and nothing says how"
+        in refused(tmp_path, plain, plain | {second: "Answer as a doctor."})
     )
 
 

@@ -50,10 +50,7 @@ def test_a_call_under_the_old_key_and_the_new_one_is_one_call(tmp_path: Path) ->
     said = refused(
         write(tmp_path, {"messages": [user(), bot()]}, {"messages": [user(), other, *rest]})
     )
-    assert (
-        "row 2, field 'messages.1.function_call': calls something else than tool_calls beside it"
-        in said
-    )
+    assert "row 2, field 'messages.1.function_call': calls something else than tool_calls" in said
 
 
 def test_a_message_within_a_message_is_no_text_part(tmp_path: Path) -> None:

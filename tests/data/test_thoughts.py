@@ -45,7 +45,7 @@ def test_thoughts_of_either_answer_of_a_pair_are_read(tmp_path: Path) -> None:
         one.responses[1].turns is None
         or answer_turns(one.responses[1])[0].reasoning_content is None
     )
-    assert "row 2, field 'reasoning_content': stands beside two answers" in refused(
+    assert "row 2, field 'reasoning_content': may belong to either of the two answers" in refused(
         tmp_path, PAIR, PAIR | {"reasoning_content": THOUGHT}
     )
 

@@ -150,7 +150,7 @@ def test_the_preferred_answer_has_many_names(tmp_path: Path, row: dict[str, Any]
             "field 'preference': is 'rejected', and the columns name the other answer",
         ),
         ({"winner": "tie"}, "field 'winner': is 'tie', and the columns name the other answer"),
-        ({"label": 0}, "field 'label': is 0 beside a pair, which may turn it round"),
+        ({"label": 0}, "field 'label': is 0, which may mean that the pair is the other way round"),
         (
             {"preference_strength": -2},
             "field 'preference_strength': is -2: by it the rejected answer may be the better one",

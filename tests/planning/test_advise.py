@@ -215,7 +215,7 @@ def test_a_card_that_nobody_knows_is_no_reason_to_refuse(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli([*FLAGS, "--data", "pairs:400000", "--output", str(tmp_path / "config.yaml")])
-    assert "in all: `prefloop plan` knows more of a card" in " ".join(
+    assert "in all: `prefloop plan --card` knows the speed" in " ".join(
         capsys.readouterr().out.split()
     )
 

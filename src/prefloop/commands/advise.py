@@ -1,4 +1,4 @@
-"""``prefloop advise``: five questions, a configuration with its reasons."""
+"""``prefloop advise``: five questions, and a configuration with its reasons."""
 
 from __future__ import annotations
 
@@ -20,28 +20,26 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Advise:
-    """Ask five questions and write a configuration for pipelines/rlhf.py, each choice with its
-    reason and source.
+    """Ask five questions and write a configuration for pipelines/rlhf.py, in which each choice has
+    its reason and source.
 
-    What a flag answers is not asked. An existing file is never overwritten.
+    A question that a flag answers is not asked. An existing file is never overwritten.
     """
 
     data: str | None = None
     """Kind and size of the data: pairs:6000, thumbs:6000, demonstrations:6000 or prompts:6000."""
     gpu: str | None = None
-    """Memory of the card, such as 24GiB; none for a machine without."""
+    """Memory of the card, such as 24GiB; none for a machine without a card."""
     latency: str | None = None
-    """any, or low: the result must answer as fast as a plain model."""
+    """any, or low if the result must answer as fast as a plain model."""
     tasks: Annotated[str | None, tyro.conf.arg(metavar="N")] = None
-    """Number of kinds of task that the model is for."""
+    """Number of kinds of task for the model."""
     alignment: str | None = None
-    """none: imitate demonstrations; pairs: learn from preferences as they are; rollouts: learn from
-    own answers.
+    """none: imitate demonstrations; pairs: learn from existing preferences; rollouts: learn from
+    the model's own answers.
     """
     preset: str = "chat"
-    """Whose guide values to take: chat, classification, reasoning or domain (prefloop presets
-    prints them).
-    """
+    """Preset to use: chat, classification, reasoning or domain. 'prefloop presets' prints them."""
     output: Path = Path("advised.yaml")
     """File to write."""
 
@@ -101,19 +99,16 @@ class Advise:
                 "pairs",
             ),
         )
-        said = {
-            question.flag: question.read(question.said)
-            for question in questions
-            if question.said is not None
-        }
+        # All flags are checked before the first question is asked.
+        given = {q.flag: q.read(q.given) for q in questions if q.given is not None}
         (kind, rows), memory, latency, tasks, alignment = (
-            said[question.flag] if question.flag in said else question.ask()
+            given[question.flag] if question.flag in given else question.ask()
             for question in questions
         )
         answers = Situation(kind, rows, memory, latency, tasks, alignment, self.preset)
         text = config_of(answers)
-        found = _expectation(answers, text)
-        _require_worth(answers, found)
+        expected = _expectation(answers, text)
+        _require_worth(answers, expected)
         try:
             with self.output.open("x", encoding="utf-8") as file:
                 file.write(text)
@@ -128,12 +123,12 @@ class Advise:
         place = "two CPU cores" if not memory else "a card of which its memory alone is known"
         say(
             f"expected on {place}, at {PROMPT:.0f} tokens a prompt and {RESPONSE:.0f} a response:"
-            f" {found.describe()}"
+            f" {expected.describe()}"
         )
-        if found.whole > DAY:
+        if expected.whole > DAY:
             say(
-                f"that is {duration(found.whole)} in all: `prefloop plan` knows more of a card that"
-                " --card names",
+                f"that is {duration(expected.whole)} in all: `prefloop plan --card` knows the speed"
+                " of several cards",
                 "yellow",
             )
         command = f"prefloop plan {shlex.quote(str(self.output))} {place_of(memory)}"
@@ -142,19 +137,21 @@ class Advise:
 
 @dataclasses.dataclass(frozen=True)
 class AdviceQuestion:
-    """One of the five: what its flag said, and what is asked where that said nothing."""
+    """One of the five questions: what its flag gave, and what is asked where the flag is
+    missing.
+    """
 
     flag: str
-    said: str | None
+    given: str | None
     read: Callable[[str], Any]
-    """The answer from its text. Raises ``ConfigError``."""
+    """Turns the text of an answer into its value. Raises ``ConfigError``."""
     text: str
     choices: str
     default: str
 
     def ask(self) -> Any:
-        """The answer from the terminal, asked for until there is one. Raises ``ConfigError`` naming
-        the flag when nobody can answer.
+        """Ask on the terminal until there is a valid answer. Raises ``ConfigError`` naming the flag
+        when nobody can answer.
         """
         from prefloop.base.console import say
 
@@ -176,7 +173,9 @@ class AdviceQuestion:
 
 
 def _expectation(answers: Situation, text: str) -> Expectation:
-    """Steps and time of every stage of the configuration ``text``, which these answers gave."""
+    """Steps and time of every stage of the configuration ``text``, which was made from these
+    answers.
+    """
     import yaml
 
     from prefloop.config import RLHFConfig
@@ -196,9 +195,9 @@ def _expectation(answers: Situation, text: str) -> Expectation:
     )
 
 
-def _require_worth(answers: Situation, found: Expectation) -> None:
+def _require_worth(answers: Situation, expected: Expectation) -> None:
     """Raise ``ConfigError`` for a run that cannot learn, or that takes more than a day where its
-    speed is known, with the rows that would do.
+    speed is known. The message gives a number of rows that is suitable.
     """
     from prefloop.base.console import duration
     from prefloop.config.algorithms import FEW_STEPS
@@ -209,23 +208,25 @@ def _require_worth(answers: Situation, found: Expectation) -> None:
         other = dataclasses.replace(answers, rows=rows)
         return _expectation(other, config_of(other))
 
-    if found.few:
-        said = " and ".join(f"{count:,} steps of {stage}" for stage, count in found.few.items())
+    if expected.few:
+        steps = " and ".join(f"{count:,} steps of {stage}" for stage, count in expected.few.items())
         enough = _first(lambda rows: not of(rows).few, answers.rows)
         raise ConfigError(
-            f"{answers.rows:,} rows make {said}, and under {FEW_STEPS} little is learnt: a run like"
-            f" this takes {enough:,} rows or more"
+            f"{answers.rows:,} rows make {steps}, and under {FEW_STEPS} little is learnt: a run"
+            f" like this takes {enough:,} rows or more"
         )
-    if not answers.memory and found.whole > DAY:
+    if not answers.memory and expected.whole > DAY:
         most = _first(lambda rows: of(rows).whole > DAY, 1) - 1
         raise ConfigError(
-            f"{answers.rows:,} rows would take about {duration(found.whole)} on two CPU cores, and"
-            f" {most:,} about a day: say so many, or name a GPU"
+            f"{answers.rows:,} rows would take about {duration(expected.whole)} on two CPU cores,"
+            f" and {most:,} about a day: say so many, or name a GPU"
         )
 
 
 def _first(holds: Callable[[int], bool], start: int) -> int:
-    """A number above ``start`` for which something holds that does not for the one before it."""
+    """The smallest number above ``start`` for which a condition holds that holds for all larger
+    ones.
+    """
     low, high = start, 2 * start
     while not holds(high):
         low, high = high, 2 * high

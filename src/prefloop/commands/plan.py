@@ -1,4 +1,6 @@
-"""``prefloop plan``: what fits, how long it takes, what to change; nothing is loaded."""
+"""``prefloop plan``: what fits into memory, how long it takes, what to change. Nothing is
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -38,24 +40,24 @@ ROWS = (
 
 @dataclasses.dataclass
 class Plan:
-    """Say what every stage of a configuration needs before anything is loaded: trained parameters,
-    memory by part, peak, time, disk.
+    """Show what every stage of a configuration needs before anything is loaded: trained parameters,
+    memory by part, peak, time and disk.
 
-    Where it does not fit, flags that would make it fit, or the setting that helps most; then the
-    exit status is 1. Every other flag overrides a field of the configuration, as pipelines/rlhf.py
-    takes it (--backbone.pack-tokens 2048).
+    Where it does not fit, the command shows flags that make it fit, or the setting that helps most,
+    and the exit status is 1. Every other flag overrides a field of the configuration, as for
+    pipelines/rlhf.py (--backbone.pack-tokens 2048).
     """
 
     config: tyro.conf.Positional[Path]
-    """YAML file of the run. backbone.model may be a shape, such as shape:7b."""
+    """YAML file of the run. Its backbone.model may be a shape, such as shape:7b."""
     gpu: str | None = None
-    """Memory of the card, such as 24GiB. Default: that of this machine's GPU, or of the machine
-    where it has none.
+    """Memory of the card, such as 24GiB. Default: the memory of this machine's GPU, or of the
+    machine where it has none.
     """
     card: str | None = None
-    """Kind of card, for the time: H200, H100, A100, L4, 4090, 3090 or T4. CPU plans a run without a
-    GPU: memory as there, time on two cores. Default: the GPU of this machine, or CPU where it has
-    none.
+    """Kind of card, for the time estimate: H200, H100, A100, L4, 4090, 3090 or T4. CPU plans a run
+    without a GPU: this machine's memory, and time on two cores. Default: the GPU of this machine,
+    or CPU where it has none.
     """
     overrides: tyro.conf.Suppress[tuple[str, ...]] = ()
 
@@ -79,16 +81,11 @@ class Plan:
         )
         memory, name = self._place()
         cpu = name == CPU
-        named, cache, local = (
-            config.backbone.model,
-            config.output / ".store" / "models",
-            Path(config.backbone.model),
-        )
+        named, cache = config.backbone.model, config.output / ".store" / "models"
         shape = shape_of(named, cache)
         settled(config, shape, cpu)
-        method, model = fitted(
-            config.backbone, configuration(named, cache), local if local.is_dir() else None
-        )
+        local = Path(named) if Path(named).is_dir() else None
+        method, model = fitted(config.backbone, configuration(named, cache), local)
         if samples(config):
             reach(config.rollout, method, model)
         stages = Planner(config, shape, memory, cpu).stages()
@@ -135,7 +132,7 @@ class Plan:
         raise SystemExit(1)
 
     def _place(self) -> tuple[int, str | None]:
-        """Memory to plan for, and the name of what has it; ``CPU`` for a processor. Raises
+        """The memory to plan for, and the name of the device; ``CPU`` for a processor. Raises
         ``ConfigError`` for a size that is none.
         """
         from prefloop.base.console import say
@@ -166,7 +163,7 @@ class Plan:
 def _advise(
     config: RLHFConfig, shape: Shape, memory: int, cpu: bool, stages: list[StagePlan]
 ) -> None:
-    """What to change."""
+    """Print what to change so that the run fits."""
     from prefloop.base.console import say
     from prefloop.planning.memory import GIB
     from prefloop.planning.propose import cards_needed, most_helpful, propose
@@ -177,17 +174,17 @@ def _advise(
         f" while it does {worst.moment}",
         "red",
     )
-    found = propose(config, shape, memory, cpu)
-    if found is not None:
-        say(f"fits with (at most {found.at_most / GIB:.1f} GiB):\n  {found.flags}")
+    proposal = propose(config, shape, memory, cpu)
+    if proposal is not None:
+        say(f"fits with (at most {proposal.at_most / GIB:.1f} GiB):\n  {proposal.flags}")
         return
     alone = dataclasses.replace(config, rollout="transformers")
-    found = propose(alone, shape, memory) if config.rollout == "vllm" and not cpu else None
-    if found is not None:
-        flags = f"--rollout transformers {found.flags}".rstrip()
+    proposal = propose(alone, shape, memory) if config.rollout == "vllm" and not cpu else None
+    if proposal is not None:
+        flags = f"--rollout transformers {proposal.flags}".rstrip()
         say(
             "fits without vLLM alone, and samples several times slower then (at most"
-            f" {found.at_most / GIB:.1f} GiB):\n  {flags}"
+            f" {proposal.at_most / GIB:.1f} GiB):\n  {flags}"
         )
         return
     best, gain = most_helpful(config, shape, memory, cpu)
@@ -202,19 +199,19 @@ def _advise(
         say("take a smaller backbone.model, or a machine of more memory")
         return
     cards = cards_needed(config, shape, memory)
-    of_them = (
+    split_up = (
         f"; cut into equal parts the least plan would need {cards} such cards, and prefloop runs"
         " on one"
-        if cards
-        else ""
     )
-    say(f"take a smaller backbone.model, or a card of more memory{of_them}")
+    say(f"take a smaller backbone.model, or a card of more memory{split_up if cards else ''}")
 
 
 def table(
     stages: list[StagePlan], seconds: dict[str, float | None], steps: dict[str, int | None]
 ) -> list[str]:
-    """Lines of at most 80 columns: a column for each stage, a row for each part in GiB."""
+    """The table's lines, at most 80 characters wide: a column for each stage, a row for each part
+    in GiB.
+    """
     from prefloop.base.console import duration
     from prefloop.planning.memory import GIB
 
@@ -241,15 +238,15 @@ def table(
 
 
 def bytes_of(text: str) -> int:
-    """'24GiB', '24' (GiB) or '24GB' in bytes. Raises ``ConfigError``."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if not found or found[2].lower() not in UNITS or not 0 < float(found[1]) <= LARGE:
+    """A size such as '24GiB', '24' (GiB) or '24GB' in bytes. Raises ``ConfigError``."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if not match or match[2].lower() not in UNITS or not 0 < float(match[1]) <= LARGE:
         raise ConfigError(f"--gpu: {short(text)} is no size of memory: say 24GiB, 24GB or 80GiB")
-    return round(float(found[1]) * UNITS[found[2].lower()])
+    return round(float(match[1]) * UNITS[match[2].lower()])
 
 
 def present() -> tuple[int, str] | None:
-    """Memory and name of this machine's GPU; None where there is none."""
+    """Memory and name of this machine's GPU; ``None`` where there is none."""
     import torch
 
     if not torch.cuda.is_available():
@@ -259,7 +256,7 @@ def present() -> tuple[int, str] | None:
 
 
 def machine_memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
-    """Bytes of this machine, or what its container may use of them."""
+    """Memory of this machine in bytes, or of its container if that may use less."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         return min(whole, int(limit.read_text()))
@@ -268,10 +265,11 @@ def machine_memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
 
 
 def split(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The command's own words, and the flags with their values that override the configuration.
+    """Split the command's own arguments from the flags, with their values, that override the
+    configuration.
 
-    What follows a foreign flag up to the next flag is its value, so the configuration's path comes
-    first.
+    The words after a flag of the configuration, up to the next flag, are its value. So the
+    configuration's path must come first.
     """
     own: list[str] = []
     rest: list[str] = []

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from prefloop.config.base import STRICT, DataSource, aside, is_config
+from prefloop.config.base import STRICT, DataSource, Named, Place, RunName, aside, is_config
 from prefloop.config.common import (
     AdapterConfig,
     BackboneConfig,
@@ -23,7 +23,6 @@ from prefloop.config.common import (
     RopeConfig,
 )
 from prefloop.config.judge import JudgeConfig
-from prefloop.config.names import Named, Place, RunName
 from prefloop.config.ppo import AlarmConfig, KLConfig, PPOConfig
 from prefloop.config.ranges import Few, Seed
 from prefloop.config.stages import (

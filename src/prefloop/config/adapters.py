@@ -11,7 +11,7 @@ from typing import Any, Literal
 from prefloop.base.console import shortened
 from prefloop.base.redact import short
 from prefloop.config import AdapterConfig, BackboneConfig
-from prefloop.config.names import usable
+from prefloop.config.base import usable
 from prefloop.config.ranges import LARGE, MOST, TINY, Range
 from prefloop.errors import ConfigError, among, nearest
 

@@ -8,8 +8,7 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from prefloop.base.redact import short
-from prefloop.config.base import STRICT, DataSource, aside, file
-from prefloop.config.names import Named, Place
+from prefloop.config.base import STRICT, DataSource, Named, Place, aside, file
 from prefloop.config.ranges import Count, NotNegative, PartShare, Positive, Rate, Stretch
 from prefloop.errors import ConfigError, nearest
 

@@ -138,7 +138,7 @@ def _guided(
         values = guides(str(config.preset), ask(config))
         config = flags(validated(_over(tree_of(values), tree), where))
     for guide in values:
-        if guide.told and config.backbone.adapter.r == guide.value:
+        if guide.logged and config.backbone.adapter.r == guide.value:
             say(f"preset {config.preset}: {guide.field} is {guide.value}, {guide.source}", "yellow")
     return _agreeing(config)
 

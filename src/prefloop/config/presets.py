@@ -142,7 +142,7 @@ class Guide:
     field: str
     value: Any
     source: str
-    told: bool = False
+    logged: bool = False
     """Whether a run mentions the value in its log: a rank that was lowered to fit the model's
     layers.
     """

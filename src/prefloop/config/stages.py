@@ -7,10 +7,9 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from prefloop.config.base import STRICT, DataSource, aside
+from prefloop.config.base import STRICT, DataSource, Named, Place, aside
 from prefloop.config.common import OptimConfig, optim
 from prefloop.config.judge import JudgeConfig
-from prefloop.config.names import Named, Place
 from prefloop.config.ranges import (
     Count,
     Draws,

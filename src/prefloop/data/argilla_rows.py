@@ -78,7 +78,7 @@ def read(row: Columns, id: str, source: str) -> list[Record]:
     finally:
         if isinstance(row, Row):
             row.also(inner)
-            if isinstance(row.get("fields"), Mapping) and (others := _beside(row)):
+            if isinstance(row.get("fields"), Mapping) and (others := _other_columns(row)):
                 row.say(f"columns kept in meta, not used: {listed(others)}")
             if inner.unused:
                 row.say(f"fields kept in meta, not used: {listed(inner.unused)}")
@@ -111,7 +111,7 @@ def item_of(row: Columns, source: str) -> tuple[Item, list[ArgillaQuestion]]:
     ``BadRow``.
     """
     if isinstance(row.get("fields"), Mapping):
-        fields, meta = dict(row["fields"]), _beside(row) | _metadata(row.get("metadata", {}))
+        fields, meta = dict(row["fields"]), _other_columns(row) | _metadata(row.get("metadata", {}))
         given = list(_of_record(row.get("responses") or {}, source))
     else:
         asked = {key: value for key, value in row.items() if _is_answers(value)}
@@ -135,7 +135,7 @@ def item_of(row: Columns, source: str) -> tuple[Item, list[ArgillaQuestion]]:
     return Item(fields, answers, meta), [_question(name, values) for name, values in seen.items()]
 
 
-def _beside(row: Columns) -> dict[str, Any]:
+def _other_columns(row: Columns) -> dict[str, Any]:
     """The columns of a record that are not Argilla's."""
     return {
         key: value

@@ -21,7 +21,7 @@ from prefloop.data.rendering import Renderer
 from prefloop.data.spoken import Speech
 from prefloop.data.tokens import Tokens
 from prefloop.errors import ConfigError, DataError, ModelError
-from prefloop.records import Message, Response, answer_turns, tools_of
+from prefloop.records import Message, Response, ToolSchema, answer_turns, tools_of
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content']"
@@ -176,7 +176,7 @@ class ChatFormat:
         return [marked] if marked else self._walked(whole, tools, learnt)
 
     def _walked(
-        self, whole: list[Message], tools: list[dict[str, Any]], learnt: list[int]
+        self, whole: list[Message], tools: list[ToolSchema], learnt: list[int]
     ) -> list[Tokens]:
         out: list[_Sequence] = []
         for place in learnt:
@@ -191,7 +191,7 @@ class ChatFormat:
         return [sequence.tokens() for sequence in out]
 
     def _marked(
-        self, whole: list[Message], tools: list[dict[str, Any]], learnt: list[int]
+        self, whole: list[Message], tools: list[ToolSchema], learnt: list[int]
     ) -> Tokens | None:
         """The conversation with the template's own marks; ``None`` where a learnt turn does not
         follow its generation prompt with its thoughts and its end, as it does in ``_walked``.

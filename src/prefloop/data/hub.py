@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.base.console import counted, progress, say, shortened
-from prefloop.data.copies import cache_home, write_copy
+from prefloop.data.raw import cache_home, write_copy
 from prefloop.errors import ConfigError, DataError
 
 _ADDRESS = re.compile(

@@ -183,7 +183,7 @@ def _thumb(name: str, value: Any) -> bool | None:
         return None
     up = False if number == -1 and name not in _AGAINST else truth_of(value)
     if up is None and isinstance(value, str):
-        words = _WORDS | (_YES if name in _QUESTIONS | _AGAINST else {})
+        words = _WORDS | (_YES if name in _QUESTIONS or name in _AGAINST else {})
         words |= _MOODS if name in SCALES else {}
         up = words.get(_BESIDE_WORDS.sub("", value.strip()).casefold())
         if name in _AGAINST and up is not None and value.strip().casefold() not in _YES:
@@ -232,7 +232,7 @@ def verdict(row: Row, must: bool = False) -> bool | None:
         if up != thumbs[first]:
             raise BadRow(
                 column,
-                f"is a thumb {_direction(up)} beside '{first}', a thumb {_direction(not up)}: keep"
+                f"is a thumb {_direction(up)}, and '{first}' a thumb {_direction(not up)}: keep"
                 " one of the two",
             )
     row.use(*thumbs)

@@ -62,7 +62,7 @@ list.
 _NOT_TEXT = re.compile("image|audio|video|file|document")
 _MEDIA = ("images", "image", "audios", "audio", "videos", "video")
 _KNOWN = frozenset(
-    {*_SPEAKERS, *_TEXTS, *_THOUGHTS, *_LEARNT, *_MASKED, *_DETAILS, *_MEDIA, *_CALLED, *_OFFERS}
+    {*_TEXTS, *_THOUGHTS, *_LEARNT, *_MASKED, *_DETAILS, *_MEDIA, *_CALLED, *_OFFERS}
     | {"name", "tool_call_id"}
 )
 
@@ -195,8 +195,11 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
         learn = good
     if learn is False and judged:
         row.say(f"turns that {listed(judged)} calls bad are context and not learnt")
-    used = {*(_KNOWN - {*_SPEAKERS}), *judged, role_key}
-    others = [k for k, v in item.items() if v not in _EMPTY and k not in used]
+    others = [
+        k
+        for k, v in item.items()
+        if v not in _EMPTY and k not in _KNOWN and k not in judged and k != role_key
+    ]
     if learn is True and role != "assistant":
         others += [k for k in _LEARNT if item.get(k) is not None and truth_of(item[k])]
     row.message_keys |= dict.fromkeys(others)
@@ -257,9 +260,7 @@ def _content(item: Mapping[str, Any], name: str, role: Role) -> tuple[str, str, 
 def _one(texts: list[str], name: str) -> str | None:
     different = list(dict.fromkeys(texts))
     if len(different) > 1:
-        raise BadRow(
-            name, "says something else than the other key of the same meaning beside it: keep one"
-        )
+        raise BadRow(name, "says something else than another key of the same meaning: keep one")
     return different[0] if different else None
 
 
@@ -312,8 +313,8 @@ def parts_of(parts: list[Any], name: str) -> tuple[str, list[str]]:
                 raise BadRow(f"{where}.text", f"is {json_type(text)}, expected text")
             (thoughts if part.get("thought") is True else texts).append(text)
         elif kind in ("thinking", "reasoning"):
-            keys = (key for key in ("thinking", "reasoning", "text") if key in part)
-            thoughts.append(_thought(part.get(next(keys, "")), where))
+            given = (part[key] for key in ("thinking", "reasoning", "text") if key in part)
+            thoughts.append(_thought(next(given, None), where))
         elif isinstance(kind, str) and _NOT_TEXT.search(kind):
             raise BadRow(
                 where,
@@ -341,9 +342,7 @@ def _calls(item: Mapping[str, Any], name: str, row: Row) -> list[ToolCall]:
     for key in others:
         one, other = ([(c.name, c.arguments) for c in calls[k]] for k in (first, key))
         if one != other:
-            raise BadRow(
-                f"{name}.{key}", f"calls something else than {first} beside it: keep one of them"
-            )
+            raise BadRow(f"{name}.{key}", f"calls something else than {first}: keep one of them")
     return calls.get(first, [])
 
 

@@ -26,7 +26,7 @@ CONVERSATIONS = ("messages", "conversations", "conversation", "contents", "traje
 """Columns that hold turns."""
 ANSWERS = ("response", "completion", "output", "answer")
 """Columns that hold an answer."""
-_BESIDE = ("input", "context")
+_INPUTS = ("input", "context")
 """Columns that follow the instruction."""
 _NO_INPUT = ("<noinput>", "<no input>")
 """Alpaca's mark of an instruction without an input."""
@@ -73,7 +73,7 @@ def prompt_of(row: Row, key: str | None = None) -> Conversation:
         return _openai_input(row, given)
     turns = turns_at(row, key, given)
     if key in TEXTS:
-        turns = _beside(row, key, turns)
+        turns = _with_input(row, key, turns)
         turns = _fuller(row, turns)
     prompt = around(row, turns)
     leave_prompts(row, key, prompt)
@@ -91,9 +91,9 @@ def leave_prompts(row: Row, key: str, turns: Sequence[Message]) -> None:
         if not written_out(row, other) and not says(turns, row[other]):
             raise BadRow(
                 other,
-                f"stands beside '{key}', and nothing says how the two make one prompt: write them"
-                " into one column, name one 'system' where it stands in front, or rename it (to"
-                f" '{other}_note') where it is no part of the prompt",
+                f"is a second prompt next to '{key}', and nothing says how the two make one: write"
+                " them into one column, name one 'system' where it stands in front, or rename it"
+                f" (to '{other}_note') where it is no part of the prompt",
             )
         row.repeats(other)
 
@@ -144,11 +144,11 @@ def conversation_of(row: Row, key: str) -> Conversation:
     return around(row, messages_of(given, key, row))
 
 
-def _beside(row: Row, key: str, turns: list[Message]) -> list[Message]:
+def _with_input(row: Row, key: str, turns: list[Message]) -> list[Message]:
     """The instruction with its input on a new line, as in LLaMA-Factory."""
     if key != "instruction":
         return turns
-    for other in _BESIDE:
+    for other in _INPUTS:
         if other in row and not is_messages(row[other]):
             text = row.optional(other)
             if text is not None and text.strip().casefold() in _NO_INPUT:
@@ -179,7 +179,9 @@ def _fuller(row: Row, turns: list[Message]) -> list[Message]:
 
 def same(some: Sequence[Message], others: Sequence[Message]) -> bool:
     """Whether turns say the same. Blanks at their ends do not count, nor which turns are learnt."""
-    return list(map(_content, some)) == list(map(_content, others))
+    return len(some) == len(others) and all(
+        _content(one) == _content(other) for one, other in zip(some, others, strict=True)
+    )
 
 
 def last_answer(turns: Sequence[Message]) -> tuple[list[Message], list[Message]]:

@@ -1,4 +1,5 @@
-"""A row as its file holds it, and values of tables turned into plain JSON values.
+"""A row as its file holds it, values of tables turned into plain JSON values, and local copies of
+rows that were fetched.
 
 A null counts as an absent key, because Arrow fills in what a row does not have, and people export
 empty columns. Nulls are dropped from objects at every depth. In a list a null stays, because
@@ -9,11 +10,16 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 import math
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from prefloop.base.atomic import replacing
+from prefloop.errors import DataError
 
 LONGEST = 1 << 27
 """Longest line in bytes, longest element or cell in characters. Anything longer is no row of texts,
@@ -172,3 +178,38 @@ def finite(text: str) -> float:
 def no_constant(name: str) -> float:
     """Raises ``RefusedValue``: NaN and Infinity are not JSON."""
     raise RefusedValue(f"holds {name}, which is no JSON: write null, or leave the key out")
+
+
+def cache_home() -> Path:
+    """The folder for copies, next to the caches of the hub's own tools (``HF_HOME``). Each kind of
+    address has a subfolder.
+    """
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "prefloop"
+
+
+def write_copy(place: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write rows to ``place``, as a whole or not at all, and return their number. Values become
+    plain JSON (``plain``). Raises ``DataError``.
+    """
+    count = 0
+    with replacing(place) as file:
+        for count, row in enumerate(rows, start=1):
+            raw = table_row(count, row)
+            entry = raw.value if raw.problem is None else [raw.value, raw.problem]
+            file.write(json.dumps(entry).encode("ascii") + b"\n")
+    return count
+
+
+def read_copy(place: Path) -> Iterator[RawRow]:
+    """The rows of a copy. Raises ``DataError`` for a damaged one."""
+    try:
+        with place.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                value = json.loads(line)
+                yield RawRow(number, value) if isinstance(value, dict) else RawRow(number, *value)
+    except (OSError, ValueError, TypeError):
+        raise DataError(
+            f"the copy {place} is damaged: delete it, and it is fetched again"
+        ) from None

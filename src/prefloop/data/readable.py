@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from prefloop.records import Message, tools_of
+from prefloop.records import Message, ToolSchema, tools_of
 
 
 class Part(NamedTuple):
@@ -41,7 +41,7 @@ def parts(turns: Sequence[Message]) -> list[Part]:
     return shown
 
 
-def tools_text(tools: Sequence[dict[str, Any]]) -> str:
+def tools_text(tools: Sequence[ToolSchema]) -> str:
     """The schemas of tools, a line each."""
     return "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
 

@@ -18,7 +18,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from prefloop.data import template_limits
 from prefloop.errors import DataError
-from prefloop.records import Message
+from prefloop.records import Message, ToolSchema
 
 template_limits.limit()
 
@@ -64,9 +64,7 @@ class Renderer:
         """Number of control tokens in people's texts."""
         return sum(len(self._found.findall(text)) for turn in turns for text in _texts(turn))
 
-    def render(
-        self, turns: Sequence[Message], tools: Sequence[dict[str, Any]], generate: bool
-    ) -> str:
+    def render(self, turns: Sequence[Message], tools: Sequence[ToolSchema], generate: bool) -> str:
         """The template's text of ``turns``; with ``generate``, up to where the assistant answers.
 
         Raises ``DataError`` with the template's own message where it refuses the turns.
@@ -83,7 +81,7 @@ class Renderer:
         except Exception as error:  # a template is a program of others and may raise anything
             raise DataError(f"the model's chat template refuses it: {_reason(error)}") from None
 
-    def prompt(self, turns: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
+    def prompt(self, turns: Sequence[Message], tools: Sequence[ToolSchema]) -> str:
         """The whole text up to where the assistant answers. Raises ``DataError`` as ``render``
         does, and where the template leaves a part out.
         """
@@ -100,7 +98,7 @@ class Renderer:
         return text
 
     def render_marked(
-        self, turns: Sequence[Message], tools: Sequence[dict[str, Any]]
+        self, turns: Sequence[Message], tools: Sequence[ToolSchema]
     ) -> tuple[str, list[Span]]:
         """The text of a whole conversation, and the spans that the template marks as the
         assistant's. Raises ``DataError`` as ``render`` does.
@@ -194,7 +192,7 @@ class Renderer:
     def require_whole(
         self,
         turns: Sequence[Message],
-        tools: Sequence[dict[str, Any]],
+        tools: Sequence[ToolSchema],
         rendered: str,
         first: int = 1,
     ) -> None:

@@ -139,8 +139,8 @@ def comparison(
         if row.left(column) and not is_setting(row, column):
             raise BadRow(
                 column,
-                f"stands beside two answers: name it '{first}_reasoning' or '{second}_reasoning'"
-                " after the one that it led to",
+                f"may belong to either of the two answers: name it '{first}_reasoning' or"
+                f" '{second}_reasoning' after the one that it led to",
             )
     row.repeats(*_COPIES)
     leave_copies(row, prompt, (chosen, rejected))
@@ -165,8 +165,8 @@ def _check_verdicts(row: Row, rejected: str) -> None:
         if key in row and truth_of(row[key]) is False:
             raise BadRow(
                 key,
-                f"is {row[key]} beside a pair, which may turn it round: take the column out, or"
-                " rename it",
+                f"is {row[key]}, which may mean that the pair is the other way round: take the"
+                " column out, or rename it",
             )
     strength = number_of(row.get("preference_strength"))
     if strength is not None and strength < 0:
@@ -242,7 +242,9 @@ def _strength(row: Row, strength: int | float, formula: str, *keys: str) -> int 
     return strength
 
 
-def beside(row: Row, key: str, prompt_key: str | None = None) -> tuple[Conversation, list[Message]]:
+def prompt_and_answer(
+    row: Row, key: str, prompt_key: str | None = None
+) -> tuple[Conversation, list[Message]]:
     """The one answer of a row and the prompt in another column; each is completed by turns that
     only the other column has.
     """
@@ -265,8 +267,8 @@ def refuse_other_answers(row: Row) -> None:
     if (other := row.first(*OTHER_ANSWERS)) is not None:
         raise BadRow(
             other,
-            "stands beside a single answer, and most rows of the file have no such column: put"
-            " pairs into a file of their own, or rename the column where it holds no answer",
+            "is a second answer, and most rows of the file have no such column: put pairs into a"
+            " file of their own, or rename the column where it holds no answer",
         )
 
 
@@ -287,7 +289,7 @@ def demonstration(
     """An answer to imitate and its prompt. Assistant turns of the prompt are context, unless the
     layout says that they are ``learnt``.
     """
-    prompt, turns = beside(row, key, prompt_key)
+    prompt, turns = prompt_and_answer(row, key, prompt_key)
     return imitated(row, prompt if learnt else context(prompt), turns)
 
 

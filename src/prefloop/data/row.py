@@ -17,6 +17,7 @@ from typing import Any
 from prefloop.base.console import counted, listed
 from prefloop.data.check import BadRow, check_text, field_of, json_type
 from prefloop.data.markers import begin_cut, end_cut
+from prefloop.records import ToolSchema
 
 _MISSING = ("nan", "NaN", "None", "<NA>", "NaT", "NULL")
 _TABLE = re.compile(r"\.(?:csv|tsv)(?:\.\w+)?\Z")
@@ -101,9 +102,9 @@ class Row(dict[str, Any]):
         """For every answer given as text, how many words of its prompt it begins with; 0 where it
         does not.
         """
-        self.offered: dict[str, list[dict[str, Any]]] = {}
+        self.offered: dict[str, list[ToolSchema]] = {}
         """Tools that turns of the row offer themselves, by the place of the turn."""
-        self.tools: list[dict[str, Any]] | None = None
+        self.tools: list[ToolSchema] | None = None
         """The tools of the row's prompt, once the prompt is read."""
         self.transcript = False
         """Whether one of its texts was a transcript, whose markers may occur in other texts as
@@ -157,7 +158,7 @@ class Row(dict[str, Any]):
         self._used.update(keys)
         self._kept.update(keys)
 
-    def offer(self, tools: list[dict[str, Any]], name: str) -> None:
+    def offer(self, tools: list[ToolSchema], name: str) -> None:
         """Note the tools that a turn offers. Raises ``BadRow`` where the prompt, already read,
         offers others.
         """

@@ -200,7 +200,7 @@ def files_of(text: str) -> list[Path]:
         if colon and Path(left).is_dir():
             return _shards(Path(left), split)
         if glob.has_magic(text):
-            paths = map(Path, sorted(glob.glob(text, recursive=True)))
+            paths = sorted(map(Path, glob.glob(text, recursive=True)))
             if files := [path for path in paths if path.is_file()]:
                 return files
             raise DataError(f"no file fits the pattern '{text}'")

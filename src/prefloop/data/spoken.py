@@ -12,11 +12,10 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from prefloop.data.rendering import Renderer
 from prefloop.errors import DataError
-from prefloop.records import Message
+from prefloop.records import Message, ToolSchema
 
 THINK, END_THINK = "<think>", "</think>"
 _OPENED = re.compile(r"<think>\s*$")
@@ -46,7 +45,7 @@ class Speech:
     def __init__(self, renderer: Renderer, stop: str) -> None:
         self.renderer, self.stop = renderer, stop
 
-    def turn(self, turns: Sequence[Message], tools: list[dict[str, Any]]) -> Spoken:
+    def turn(self, turns: Sequence[Message], tools: list[ToolSchema]) -> Spoken:
         """The last of ``turns``, which is the assistant's.
 
         Raises ``DataError`` where the template refuses the turn, leaves a part of it out, or writes

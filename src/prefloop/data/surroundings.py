@@ -19,7 +19,7 @@ from prefloop.data.messages import is_messages, messages_of, parts_of, refuse_me
 from prefloop.data.row import Row
 from prefloop.data.tools import spelt, tools_of
 from prefloop.data.transcripts import PARSED, literal
-from prefloop.records import Conversation, Message
+from prefloop.records import Conversation, Message, ToolSchema
 
 SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction")
 _SYSTEMS = frozenset(name.replace("_", "") for name in SYSTEMS)
@@ -69,7 +69,7 @@ def around(
         if first is None:
             whole.insert(0, Message("system", system))
         elif first.content.strip() != system.strip():
-            raise BadRow(key, "says something else than the system turn beside it: keep one")
+            raise BadRow(key, "says something else than the system turn: keep one")
     _check_parts(row, whole)
     return Conversation(whole, _tools(row, tools))
 
@@ -130,7 +130,7 @@ def _system_text(row: Row, key: str) -> str | None:
     return value if value.strip() else None
 
 
-def _tools(row: Row, given: Any) -> list[dict[str, Any]]:
+def _tools(row: Row, given: Any) -> list[ToolSchema]:
     """The tools of the row, from its columns, from the system turns in its conversation, or from
     the prompt's own object.
     """
@@ -140,10 +140,10 @@ def _tools(row: Row, given: Any) -> list[dict[str, Any]]:
     for key in ("tools", "functions"):
         if key in row:
             tools_by_key[key] = tools_of(row.take(key), key)
-    schemas: list[dict[str, Any]] = []
+    schemas: list[ToolSchema] = []
     for key, offered in tools_by_key.items():
         if schemas and offered and schemas != offered:
-            raise BadRow(key, "offers other tools than those beside it: keep one")
+            raise BadRow(key, "offers other tools than another column or turn: keep one")
         schemas = schemas or offered
     row.tools = schemas
     return schemas

@@ -14,7 +14,7 @@ from typing import Any
 
 from prefloop.base.console import listed
 from prefloop.data.check import BadRow, check_strings, check_text, json_type
-from prefloop.records import ToolCall
+from prefloop.records import ToolCall, ToolSchema
 
 _CALL_KEYS = frozenset({"name", "id", "type", "index", "function", "arguments", "parameters"})
 _EXPECTED_CALL = 'expected {"name": …, "arguments": {…}}'
@@ -63,7 +63,7 @@ def spelt(text: str) -> Any:
     return value
 
 
-def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
+def tools_of(value: Any, name: str) -> list[ToolSchema]:
     """The JSON schemas in a column of tools, given as a list, as one object, or as JSON text of
     either. An empty column has none.
 
@@ -83,7 +83,7 @@ def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
     return [_tool(item, f"{name}.{index}") for index, item in enumerate(value)]
 
 
-def _tool(value: Any, name: str) -> dict[str, Any]:
+def _tool(value: Any, name: str) -> ToolSchema:
     given = value
     if isinstance(value, str):
         value = spelt(value)

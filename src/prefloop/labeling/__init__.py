@@ -1,1 +1,3 @@
-"""Votes: from people through Argilla or simulated, aggregated, and which pairs to label next."""
+"""Votes: from people through Argilla or simulated, their aggregation, and the choice of pairs to
+label next.
+"""

@@ -1,9 +1,9 @@
-"""Pools of pairs that nobody has voted on: read from a file, without those that are labelled
+"""Pools of pairs that nobody has voted on: read from a file, without pairs that are labelled
 already.
 
-A pool is a file of comparisons in any layout, or of candidates as the sample stage writes them: a
-row a prompt with any number of responses, whose pairs are then named ``<id>/<i>-<j>#`` and 8 hex
-digits of their texts.
+A pool is a file of comparisons in any layout, or of candidates as the sample stage writes them:
+each row has a prompt and any number of responses. Pairs of candidates are named ``<id>/<i>-<j>#``
+and 8 hex digits of their texts.
 """
 
 from __future__ import annotations
@@ -31,26 +31,20 @@ _EXPECTED = "Expected candidates: id, prompt, responses"
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Pairs to choose from, without votes, and what was left out."""
+    """Pairs without votes to choose from, and counts of the pairs left out."""
 
     pairs: list[Comparison]
     voted: int = 0
-    """Had votes in the pool's own file."""
+    """Pairs that have votes in the pool's own file."""
     labelled: int = 0
-    """Stand in another file that is labelled, by id or by content."""
+    """Pairs that are in the labelled file, by id or by content."""
 
 
 def content_of(comparison: Comparison) -> bytes:
-    """The same for two comparisons of the same two responses on the same prompt, in either
-    order.
-    """
-    said = sorted(
-        (same_as(response) for response in comparison.responses),
-        key=lambda each: (str(type(each)), str(each)),
-    )
-    return hashlib.blake2b(
-        json.dumps([identity(comparison.prompt), said]).encode("ascii"), digest_size=16
-    ).digest()
+    """A hash of the prompt and the two responses, the same in either order of the responses."""
+    contents = sorted(map(same_as, comparison.responses), key=lambda c: (str(type(c)), str(c)))
+    text = json.dumps([identity(comparison.prompt), contents])
+    return hashlib.blake2b(text.encode("ascii"), digest_size=16).digest()
 
 
 def read_pool(
@@ -78,8 +72,8 @@ def read_pool(
 
 
 def unlabelled(pairs: Sequence[Comparison], done: Iterable[Comparison]) -> Pool:
-    """Of ``pairs`` those without votes that are not among ``done`` by id or content; equal pairs
-    once.
+    """The ``pairs`` that have no votes and are not in ``done`` by id or content. Equal pairs are
+    taken once.
     """
     ids, contents = set(), set()
     for comparison in done:
@@ -107,15 +101,15 @@ def holds_candidates(path: Source | Path) -> bool:
 
 
 def named(pair: Comparison) -> Comparison:
-    """The pair under an id that tells its texts too: rounds, and runs that share a dataset, sample
-    other texts under the same numbers.
+    """The pair with a hash of its texts in its id. Different rounds, and runs that share a dataset,
+    sample other texts under the same numbers.
     """
     return dataclasses.replace(pair, id=f"{pair.id}#{content_of(pair).hex()[:8]}")
 
 
 def candidates_of(path: Source | Path) -> Iterator[Comparison]:
-    """Every pair of different responses of a source of candidates. Raises ``DataError`` naming a
-    row that is none.
+    """Every pair of different responses in a source of candidates. Raises ``DataError`` naming a
+    row that holds none.
     """
     for row in read_rows(path):
         try:
@@ -131,9 +125,8 @@ def candidates_of(path: Source | Path) -> Iterator[Comparison]:
             asked = {key: value for key, value in row.value.items() if key != "responses"}
             check_strings(asked)
             for index, response in enumerate(responses):
-                check_strings(
-                    response.text.replace("\x00", ""), f"responses.{index}"
-                )  # a model may write NUL
+                # A model may write NUL.
+                check_strings(response.text.replace("\x00", ""), f"responses.{index}")
             if "id" not in asked:
                 raise BadRow("id", "is missing")
             prompt = prompt_of(Row(asked, id_of(asked["id"])))
@@ -147,7 +140,7 @@ def candidates_of(path: Source | Path) -> Iterator[Comparison]:
 
 
 def pairs_of(id: str, prompt: list[Message], responses: Sequence[Response]) -> Iterator[Comparison]:
-    """Every pair of two different non-empty responses."""
+    """Every pair of two different responses that are not empty."""
     for i, j in itertools.combinations(range(len(responses)), 2):
         one, other = responses[i], responses[j]
         if one.text.strip() and other.text.strip() and differ(one, other):

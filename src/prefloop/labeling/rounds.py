@@ -1,7 +1,7 @@
 """A round of votes through Argilla: send the pairs, wait for the annotators, take the votes.
 
-Everything can be killed and repeated: pairs that are there are not sent again, votes stay on the
-server, and nothing is written before there are enough.
+Every step can be killed and repeated: pairs on the server are not sent again, votes stay there, and
+nothing is written before there are enough.
 """
 
 from __future__ import annotations
@@ -23,23 +23,21 @@ from prefloop.records import Comparison, Vote
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What came back."""
+    """The result of a round."""
 
     comparisons: list[Comparison]
-    """Those of the round's pairs that have votes, in the round's order, each with all its votes."""
+    """The round's pairs that have votes, in the round's order, each with all its votes."""
     refused: int
-    """Pairs that Argilla would not take."""
+    """Pairs that Argilla does not take."""
     unlabelled: int
     drafts: int
     discards: int
     others: int
-    """Votes of people on pairs that simulated annotators were to vote on; left out."""
+    """Votes of people on pairs for simulated annotators. They are left out."""
 
 
 def connect(config: LabelConfig) -> Argilla:
-    """The server that the settings name. Raises ``LabelError`` where no address or key can be
-    found.
-    """
+    """The server that the settings name. Raises ``LabelError`` where no address or key is known."""
     return Argilla(Connection.find(config.home, config.url))
 
 
@@ -50,36 +48,36 @@ def collect_round(
     simulated: Mapping[str, Mapping[str, Vote]],
 ) -> Round:
     """Push ``pairs``, let ``simulated`` annotators (name → pair id → vote) answer, wait until
-    ``config.enough`` of the pairs are complete, and return what has votes then.
+    ``config.enough`` of the pairs are complete, and return the pairs that have votes.
 
-    With simulated annotators their votes alone are taken. Raises ``LabelError`` for a server that
-    refuses, and for votes of simulated annotators where people were to vote; ``DataError`` when
-    nothing has votes.
+    Where there are simulated annotators, only their votes are taken. Raises ``LabelError`` for a
+    server that refuses, and for votes of simulated annotators where people should vote;
+    ``DataError`` when no pair has votes.
     """
     workspace, refused = config.workspace, untakeable(pairs)
-    aside = {pair.id for pair, _ in refused}
-    bare = [dataclasses.replace(pair, votes=[]) for pair in pairs if pair.id not in aside]
+    refused_ids = {pair.id for pair, _ in refused}
+    unvoted = [dataclasses.replace(pair, votes=[]) for pair in pairs if pair.id not in refused_ids]
     if refused:
         first, why = refused[0]
         say(f"  {counted(len(refused), 'pair')} set aside, the first '{first.id}': {why}", "yellow")
-    if not bare:
+    if not unvoted:
         raise DataError(f"Argilla takes none of the round's {len(pairs)} pairs: {refused[0][1]}")
     guidelines = read_guidelines(config.guidelines) if config.guidelines else None
-    ids = [pair.id for pair in bare]
+    ids = [pair.id for pair in unvoted]
     with connect(config) as argilla:
-        pushed = argilla.push(bare, dataset, workspace, guidelines, config.min_submitted)
-        there = f" ({pushed.present} were there)" if pushed.present else ""
+        pushed = argilla.push(unvoted, dataset, workspace, guidelines, config.min_submitted)
+        present = f" ({pushed.present} were there)" if pushed.present else ""
         say(
             f"  {counted(pushed.sent, 'pair')} sent to {argilla.rest.connection.url}, dataset"
-            f" {workspace}/{dataset}{there}"
+            f" {workspace}/{dataset}{present}"
         )
         for annotator, votes in simulated.items():
             argilla.vote(dataset, annotator, {id: votes[id] for id in ids}, workspace)
     _wait(config, dataset, ids)
-    with connect(config) as argilla:  # the wait may have outlived the server's address
-        found = argilla.pull(dataset, workspace, ids, simulated=True)
+    with connect(config) as argilla:  # the server's address may have changed during the wait
+        pulled = argilla.pull(dataset, workspace, ids, simulated=True)
         machines = set() if simulated else argilla.simulated(dataset, workspace)
-    by_id = {record.id: record for record in found.records if isinstance(record, Comparison)}
+    by_id = {record.id: record for record in pulled.records if isinstance(record, Comparison)}
     others = 0
     if simulated:
         kept = {id: _votes_of(record, simulated) for id, record in by_id.items()}
@@ -98,21 +96,26 @@ def collect_round(
             " the same command again to wait for new ones"
         )
     return Round(
-        comparisons, len(refused), len(ids) - len(comparisons), found.drafts, found.discards, others
+        comparisons,
+        refused=len(refused),
+        unlabelled=len(ids) - len(comparisons),
+        drafts=pulled.drafts,
+        discards=pulled.discards,
+        others=others,
     )
 
 
 def _votes_of(record: Comparison, names: Mapping[str, object]) -> Comparison:
-    """The comparison with the votes of ``names`` alone; when a program voted tells nothing about
-    haste.
+    """The comparison with the votes of ``names`` only. Their times are dropped, because the time of
+    a program's vote says nothing about haste.
     """
     votes = [dataclasses.replace(vote, at=None) for vote in record.votes if vote.annotator in names]
     return dataclasses.replace(record, votes=votes)
 
 
 def _wait(config: LabelConfig, dataset: str, ids: Sequence[str]) -> None:
-    """Until enough of the pairs are complete. A silent server is waited for as long as
-    ``config.patience``; a refusal ends the wait.
+    """Wait until enough of the pairs are complete. The wait goes on while the server is silent for
+    up to ``config.patience``; an error that the server returns ends it.
     """
     argilla, workspace = connect(config), config.workspace
     states = argilla.states(dataset, ids, workspace)
@@ -152,31 +155,29 @@ def _wait(config: LabelConfig, dataset: str, ids: Sequence[str]) -> None:
                 continue
             before, seen = complete, now
             complete, wanted = _standing(states, ids, config)
-            gone = (
-                f", {len(ids) - len(states)} pairs deleted on the server"
-                if len(states) < len(ids)
-                else ""
-            )
-            advance(complete - before, _by_whom(now) + gone)
+            deleted = len(ids) - len(states)
+            note = f", {deleted} pairs deleted on the server" if deleted > 0 else ""
+            advance(complete - before, _by_whom(now) + note)
 
 
 def _standing(
     states: Mapping[str, bool], ids: Sequence[str], config: LabelConfig
 ) -> tuple[int, int]:
-    """Pairs that are complete, and how many must be. Pairs that somebody has deleted on the server
-    are not waited for.
+    """The number of complete pairs, and how many must be. Pairs that somebody has deleted on the
+    server do not count.
     """
-    there = sum(id in states for id in ids)
-    if not there:
+    present = sum(id in states for id in ids)
+    if not present:
         raise LabelError(
             f"Argilla holds none of the round's {len(ids)} pairs any more: run the same command"
             " again to send them"
         )
-    return sum(states.get(id, False) for id in ids), max(1, math.ceil(config.enough * there - 1e-9))
+    wanted = max(1, math.ceil(config.enough * present - 1e-9))
+    return sum(states.get(id, False) for id in ids), wanted
 
 
 def _by_whom(state: Progress) -> str:
-    """Answers in the dataset so far."""
+    """The number of answers of each annotator, for the progress line."""
     answers = sorted(
         ((counts.get("submitted", 0), name) for name, counts in state.annotators.items()),
         reverse=True,

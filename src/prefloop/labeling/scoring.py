@@ -1,4 +1,5 @@
-"""What a reward model's members make of the pairs of a pool: margins, and where each pair stands.
+"""Score the pairs of a pool with a reward model: margins by member, and a feature vector for each
+pair.
 
 Shape letters: P pairs, K members, H hidden size.
 """
@@ -27,13 +28,13 @@ from prefloop.stats.votes import Floats
 
 @dataclasses.dataclass(frozen=True)
 class PoolScores:
-    """Of the pairs at ``positions`` in the pool; pairs that do not fit into the model are not among
-    them.
+    """Scores of the pairs at ``positions`` in the pool. Pairs that do not fit into the model are
+    not among them.
     """
 
     positions: list[int]
     margin_PK: Floats
-    """Normalised score of response 0 less that of response 1, under each member."""
+    """Normalized score of the first response less that of the second, under each member."""
     feature_PH: NDArray[np.float32]
     """Difference of the two responses' last hidden states under the first member."""
     temperature: float
@@ -61,15 +62,14 @@ def score_pool(reward: Reward, pool: Sequence[Comparison], max_length: int) -> P
         keys: dict[str, int] = {}
         responses: list[Tokens] = []
         for position in positions:
-            for response in pool[position].responses:
+            pair = pool[position]
+            for response in pair.responses:
                 if response.key() not in keys:
                     keys[response.key()] = key + len(responses)
-                    found = encoder.response(
-                        pool[position].id, first.prompt, response, len(prompt_ids)
+                    responses.append(
+                        encoder.response(pair.id, first.prompt, response, len(prompt_ids))
                     )
-                    responses.append(found)
-            one, other = pool[position].responses
-            ends[position] = keys[one.key()], keys[other.key()]
+            ends[position] = keys[pair.first.key()], keys[pair.second.key()]
         documents.append(document_of(prompt_ids, responses, key))
         key += len(responses)
     if not documents:
@@ -92,7 +92,7 @@ def score_pool(reward: Reward, pool: Sequence[Comparison], max_length: int) -> P
 
 
 def reward_folder(place: Path) -> Path:
-    """The reward artifact that a run folder or a ``run:reward`` leads to, or that ``place`` is.
+    """The reward artifact of a run folder or of a ``run:reward``, or ``place`` itself if it is one.
     Raises ``ModelError`` when there is none.
     """
     if ":" in place.name and not place.exists():
@@ -113,8 +113,8 @@ def open_reward(place: Path, model: str | None = None, pack_tokens: int = 4096) 
     """Load the reward model of a run folder, a reward artifact or an exported one onto the backbone
     that it was trained on.
 
-    ``model`` names the backbone where its name of then does not lead to it any more. Raises
-    ``ModelError`` when ``place`` holds no reward model, or the backbone found is another one.
+    ``model`` is the path or name of the backbone, if it has moved since training. Raises
+    ``ModelError`` when ``place`` holds no reward model, or when the backbone is another one.
     """
     folder = reward_folder(place)
     origin = origin_of(folder)

@@ -1,17 +1,17 @@
-"""Which pairs to have labelled next.
+"""Choose which pairs to label next.
 
-``disagreement`` asks where the members of a reward ensemble contradict each other: the mutual
-information of the vote and the member (BALD: Houlsby et al., "Bayesian Active Learning for
-Classification and Preference Learning", 2011, eq. 2). A pair that every member calls even is not
-worth a vote; one that each member is sure of in its own way is. ``margin`` takes the pairs whose
-mean probability is nearest to one half (uncertainty sampling, Lewis & Gale 1994). ``random`` and
-``length`` (the largest difference in words) are the baselines.
+``disagreement`` takes the pairs on which the members of a reward ensemble contradict each other:
+the mutual information of the vote and the member (BALD: Houlsby et al., "Bayesian Active Learning
+for Classification and Preference Learning", 2011, eq. 2). A pair that every member calls even is
+not worth a vote; a pair on which each member is sure in its own way is. ``margin`` takes the pairs
+whose mean probability is nearest to one half (uncertainty sampling, Lewis & Gale 1994). ``random``
+and ``length`` (the largest difference in words) are the baselines.
 
-A batch of the highest values is full of near copies, so the first two are chosen greedily: value
-times the distance to the nearest pair chosen so far (farthest-first traversal, Gonzalez 1985,
-weighted). A pair stands where the difference of its two responses' last hidden states points, which
-is the gradient of the Bradley-Terry loss by the reward head but for its length (BADGE, Ash et al.,
-ICLR 2020), or, without a model, where its TF-IDF vector does.
+A batch of the highest values is full of near copies, so the first two methods choose greedily:
+value times the distance to the nearest pair chosen so far (farthest-first traversal, Gonzalez 1985,
+weighted). The position of a pair is the direction of the difference of its responses' last hidden
+states, which is, except for its length, the gradient of the Bradley-Terry loss by the reward head
+(BADGE, Ash et al., ICLR 2020). Without a model it is the direction of the pair's TF-IDF vector.
 
 Shape letters: P pairs of the pool, K members, H hidden size or words.
 """
@@ -38,21 +38,21 @@ SCORED = ("disagreement", "margin")
 
 
 def disagreement(probability_PK: Floats) -> Floats:
-    """Nats that a vote would tell about the members: entropy of their mean less their mean entropy;
-    0 where all agree, at most ln 2.
+    """The information of a vote about the members, in nats: the entropy of their mean less their
+    mean entropy. 0 where all agree, at most ln 2.
     """
     return np.maximum(entropy(probability_PK.mean(1)) - entropy(probability_PK).mean(1), 0.0)
 
 
 def entropy(probability: Floats) -> Floats:
-    """Of a coin, in nats."""
+    """Entropy of a coin with this probability, in nats."""
     p = np.clip(probability, 1e-12, 1 - 1e-12)
     return -p * np.log(p) - (1 - p) * np.log(1 - p)
 
 
 def require_members(method: str, members: int) -> None:
-    """Raise ``ConfigError`` when a method cannot work with a reward model of so many members, 0
-    being none.
+    """Raise ``ConfigError`` when a method cannot work with a reward model of ``members`` members; 0
+    means no reward model.
     """
     if method in SCORED and not members:
         raise ConfigError(
@@ -69,8 +69,8 @@ def require_members(method: str, members: int) -> None:
 def values(
     pool: Sequence[Comparison], method: str, margin_PK: Floats | None, temperature: float, seed: int
 ) -> Floats:
-    """What a label on each pair is taken to be worth, [P], 0 or more. Raises ``ConfigError`` where
-    scores are missing or do not do.
+    """The value of a label on each pair, [P], 0 or more. Raises ``ConfigError`` where scores are
+    missing or unsuitable.
     """
     if method == "random":
         return np.random.default_rng(seed).random(len(pool))
@@ -102,11 +102,12 @@ def choose(
 ) -> tuple[list[int], Floats]:
     """Positions in ``pool`` of the pairs to label, best first, and every pair's value [P].
 
-    ``margin_PK``: score of response 0 less that of response 1 under each member, over
-    ``temperature`` the log-odds. ``feature_PH``: where pairs stand, dense or scipy sparse rows;
-    without it values alone decide. No prompt gets more than ``per_prompt`` pairs, so fewer than
-    ``count`` may come back. The same seed gives the same choice, whatever the order of the pool's
-    equals.
+    ``margin_PK`` is the score of the first response less that of the second, under each member;
+    divided by ``temperature`` it gives the log-odds. ``feature_PH`` is the position of each pair,
+    as dense or scipy sparse rows; without it only values decide. No prompt gets more than
+    ``per_prompt`` pairs, so fewer than ``count`` may be returned. The same seed gives the same
+    choice, whatever the order of pairs with equal values in the pool. Raises ``ConfigError`` as
+    ``values`` does.
     """
     if count < 1 or per_prompt < 1:
         raise ConfigError(f"count and per_prompt must be 1 or more, found {count} and {per_prompt}")
@@ -114,7 +115,7 @@ def choose(
     prompts = [prompt_key(pair.prompt) for pair in pool]
     rank = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     prompt_P = np.array([rank[prompt] for prompt in prompts], dtype=np.int64)
-    # Equal values in a seeded order of ids, not in the order of the file.
+    # Equal values are in a seeded order of ids, not in the order of the file.
     order = sorted(range(len(pool)), key=lambda i: pool[i].id)
     random.Random(seed).shuffle(order)
     if method not in SCORED:
@@ -149,14 +150,14 @@ def _greedy(
         used[int(prompt_P[best])] += 1
         if used[int(prompt_P[best])] >= per_prompt:
             open_P[prompt_P == prompt_P[best]] = False
-        # A pair and its mirror image tell the same: the angle has no sign.
+        # A pair and its mirror image carry the same information, so the angle has no sign.
         near_P = np.abs(_products(unit_PH, best))
         apart_P = np.minimum(apart_P, np.maximum(1 - near_P, 0.0))
     return picked
 
 
 def _unit(feature_PH: Any) -> Any:
-    """Rows of length 1; rows of nothing stay so."""
+    """Rows scaled to length 1. Rows of zeros stay as they are."""
     if isinstance(feature_PH, np.ndarray):
         rows = feature_PH.astype(np.float32)
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
@@ -172,14 +173,14 @@ def _products(unit_PH: Any, row: int) -> Floats:
 
 
 def marked(pair: Comparison, method: str, value: float) -> Comparison:
-    """The pair with ``meta["selected"]``: by which method and of what value it was chosen."""
+    """The pair with the method that chose it and its value in ``meta["selected"]``."""
     return dataclasses.replace(
         pair, meta=pair.meta | {"selected": {"method": method, "value": value}}
     )
 
 
 def text_features(pool: Sequence[Comparison]) -> Any:
-    """TF-IDF of words and pairs of words in prompt and responses, sparse [P, H]; the order of the
+    """TF-IDF of words and pairs of words in prompt and responses, sparse [P, H]. The order of the
     responses does not matter.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer

@@ -1,9 +1,9 @@
-"""The labelling server of ``prefloop label up``: its place, its own environment, its commands.
+"""The labelling server of ``prefloop label up``: its folder, its own environment, its commands.
 
-Argilla's pins fit no trainer's, so the server has a virtual environment of its own, made from the
-lock in ``labeling/`` when it is missing or the lock changed. It stands beside the home and serves
-every home of the user. One that is not marked complete is made again from the start; two commands
-at once make it once.
+Argilla pins versions that no trainer can use, so the server has a virtual environment of its own.
+It is made from the lock in ``labeling/`` when it is missing or the lock has changed. It is next to
+the default home, and serves every home of the user. An environment that is not marked complete is
+made again from the start. Two commands at the same time make it once.
 """
 
 from __future__ import annotations
@@ -32,48 +32,48 @@ _COMPLETE = ".complete"
 def data_folder() -> Path:
     """``$XDG_DATA_HOME/prefloop``, or ``~/.local/share/prefloop``."""
     named = os.environ.get("XDG_DATA_HOME", "")
-    # The XDG specification tells programs to pass over a relative path.
+    # The XDG specification tells programs to ignore a relative path.
     base = Path(named) if os.path.isabs(named) else Path.home() / ".local" / "share"
     return base / "prefloop"
 
 
 def default_home() -> Path:
-    """The home of the server when none is named."""
+    """The home of the server where the user names none."""
     return data_folder() / "labeling"
 
 
 def package() -> Path:
-    """The folder with ``requirements.txt`` and ``src/prefloop_labeling``: of the checkout, or of
-    the installed wheel.
+    """The folder with ``requirements.txt`` and ``src/prefloop_labeling``, in the checkout or in the
+    installed wheel.
     """
     here = Path(__file__).resolve().parents[1]
     for folder in (here.parents[1] / "labeling", here / "_labeling"):
         if (folder / "src" / "prefloop_labeling" / "__main__.py").is_file():
             return folder
-    raise LabelError(f"prefloop's labelling server is not beside {here}: install prefloop again")
+    raise LabelError(f"prefloop's labelling server is not next to {here}: install prefloop again")
 
 
 def run(arguments: Sequence[str], build: bool = True) -> tuple[int, str]:
-    """Run ``python -m prefloop_labeling`` with ``arguments`` in its environment; its exit status
-    and what it printed.
+    """Run ``python -m prefloop_labeling`` with ``arguments`` in its environment. Returns its exit
+    status and its output.
 
-    Without ``build`` a missing environment is an error rather than made. Raises ``LabelError`` with
+    Without ``build`` a missing environment is an error and is not made. Raises ``LabelError`` with
     the server's own message.
     """
     python = server_python(build)
     command = [str(python), "-m", "prefloop_labeling", *arguments]
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True)
     if done.returncode not in (0, 1) or done.stderr.startswith("Traceback"):
-        said = (
-            done.stderr.strip().removeprefix("error: ") or f"it ended with status {done.returncode}"
+        message = done.stderr.strip().removeprefix("error: ")
+        raise LabelError(
+            f"the labelling server: {message or f'it ended with status {done.returncode}'}"
         )
-        raise LabelError(f"the labelling server: {said}")
     return done.returncode, done.stdout
 
 
 def server_python(build: bool = True) -> Path:
-    """The Python of the server's environment: the one that ``PREFLOOP_LABELING_PYTHON`` names, else
-    our own, made when missing.
+    """The Python of the server's environment: the one in ``PREFLOOP_LABELING_PYTHON``, else that of
+    our own environment, which is made when missing.
     """
     named = os.environ.get(PYTHON_VARIABLE)
     if named:
@@ -97,8 +97,9 @@ def server_python(build: bool = True) -> Path:
 
 
 def _environment() -> dict[str, str]:
-    """The caller's environment, with the server's code alone on Python's path, the loopback past
-    every proxy and our name for its messages.
+    """The caller's environment variables, changed so that only the server's code is on Python's
+    path, local addresses bypass every proxy, and the server's messages use prefloop's name for the
+    command.
     """
     kept = {
         name: value
@@ -137,22 +138,21 @@ def _checked(python: Path) -> Path:
 
 
 def _key(lock: Path) -> str:
-    """What an environment depends on: the lock, the Python and the machine."""
+    """A name made from what an environment depends on: the lock, the Python and the machine."""
     version = "{}.{}".format(*_base_python()[1])
     digest = hashlib.sha256(lock.read_bytes() + platform.machine().encode()).hexdigest()[:12]
     return f"python{version}-{digest}"
 
 
 def _base_python() -> tuple[str, tuple[int, int]]:
-    """A Python that Argilla's server runs on: this one when it fits, else the first on PATH."""
+    """A Python on which Argilla's server runs: this one if it does, else the first on PATH."""
     running = sys.version_info[:2]
     if f"{running[0]}.{running[1]}" in PYTHONS:
         return sys.executable, running
     for version in PYTHONS:
-        found = shutil.which(f"python{version}")
-        if found:
+        if python := shutil.which(f"python{version}"):
             major, minor = map(int, version.split("."))
-            return found, (major, minor)
+            return python, (major, minor)
     raise LabelError(
         f"this is Python {running[0]}.{running[1]} and PATH has no"
         f" python{', python'.join(PYTHONS)}: Argilla's server needs one of them. Install one, or"
@@ -176,7 +176,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def _make(folder: Path, lock: Path) -> None:
-    """Make the environment; only the mark at the end makes it one."""
+    """Make the environment. It counts as made only with the mark that is written last."""
     base, version = _base_python()
     say(
         f"making the labelling server's own environment (Python {version[0]}.{version[1]}, once):"
@@ -195,18 +195,11 @@ def _make(folder: Path, lock: Path) -> None:
                 f"`{base} -m venv` failed (on Debian and Ubuntu it needs the package"
                 f" python{version[0]}.{version[1]}-venv):\n{_tail(log)}"
             )
-        total = sum(
-            line[:1].isalnum() for line in lock.read_text().splitlines()
-        )  # other lines are hashes and comments
-        pip = [
-            str(folder / "bin" / "python"),
-            "-m",
-            "pip",
-            "install",
-            "--disable-pip-version-check",
-            "--no-input",
-        ]
-        # The lock names everything, each with its hashes; some of it is newer than Argilla asks for
+        # Other lines of the lock are hashes and comments.
+        total = sum(line[:1].isalnum() for line in lock.read_text().splitlines())
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install"]
+        pip += ["--disable-pip-version-check", "--no-input"]
+        # The lock names every package with its hashes. Some are newer than Argilla asks for
         # (labeling/overrides.txt).
         command = [*pip, "--progress-bar", "off", "--no-deps", "--require-hashes", "-r", str(lock)]
         with progress("installing Argilla's server", total, "package") as advance:

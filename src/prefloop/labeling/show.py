@@ -1,4 +1,4 @@
-"""Agreement as tables on a terminal."""
+"""Print annotator agreement as tables on a terminal."""
 
 from __future__ import annotations
 
@@ -10,36 +10,35 @@ from prefloop.stats.annotator_agreement import AnnotatorAgreement, Person, Posit
 _MOST_PAIRS = 15
 
 
-def show(found: AnnotatorAgreement) -> None:
-    """Print what ``measure`` found; the whole of it goes into JSON."""
-    said = (
-        f"{counted(found.items, 'item')}, {counted(found.votes, 'vote')} of"
-        f" {counted(len(found.people), 'annotator')}"
+def show(agreement: AnnotatorAgreement) -> None:
+    """Print the agreement that ``measure`` returned, shortened. JSON output has all of it."""
+    say(
+        f"{counted(agreement.items, 'item')}, {counted(agreement.votes, 'vote')} of"
+        f" {counted(len(agreement.people), 'annotator')}"
     )
-    say(said)
-    if found.repeated:
+    if agreement.repeated:
         earlier = counted(
-            found.repeated,
+            agreement.repeated,
             "earlier vote of a person on an item was",
             "earlier votes of a person on an item were",
         )
         say(f"  {earlier} replaced by that person's later one", "yellow")
-    say(alpha_line(found))
-    console.print(_people(found))
-    for person in found.people:
+    say(alpha_line(agreement))
+    console.print(_people(agreement))
+    for person in agreement.people:
         if flags(person):
             say(f"  {person.name}: {'; '.join(flags(person))}", "yellow")
-    if found.position and found.position.decided:
-        say(position_line(found.position), "yellow" if found.position.biased else None)
-    if found.pairs:
-        console.print(_pairs(found))
-    if found.disputed:
-        console.print(_disputed(found))
+    if agreement.position and agreement.position.decided:
+        say(position_line(agreement.position), "yellow" if agreement.position.biased else None)
+    if agreement.pairs:
+        console.print(_pairs(agreement))
+    if agreement.disputed:
+        console.print(_disputed(agreement))
 
 
-def alpha_line(found: AnnotatorAgreement) -> str:
-    """Alpha with its interval, or why there is none."""
-    alpha = found.alpha
+def alpha_line(agreement: AnnotatorAgreement) -> str:
+    """A line with alpha and its interval, or with the reason why there is none."""
+    alpha = agreement.alpha
     if alpha.value is not None:
         return (
             f"Krippendorff's alpha {alpha.value:.3f} [{alpha.low:.3f}, {alpha.high:.3f}] on"
@@ -57,30 +56,27 @@ def alpha_line(found: AnnotatorAgreement) -> str:
 
 
 def position_line(position: Position) -> str:
-    """How often the response shown first was ahead, over items."""
+    """A line that says on how many items the response shown first is ahead."""
     text = (
         f"the response shown first is ahead on {position.first} of"
         f" {counted(position.decided, 'item')}, {_share(position)}, p = {position.p:.2g}"
     )
-    return (
-        f"{text}: position bias, unless the order was not drawn at random"
-        if position.biased
-        else text
-    )
+    bias = ": position bias, unless the order was not drawn at random"
+    return text + bias if position.biased else text
 
 
 def flags(person: Person) -> list[str]:
-    """What a reader should look at."""
-    found = []
+    """Warnings about a person's votes."""
+    warnings = []
     if person.position and person.position.biased and person.position.share is not None:
-        found.append(
+        warnings.append(
             f"takes the {'first' if person.position.share > 0.5 else 'second'} shown too often"
         )
     if person.speed and person.speed.flagged:
-        found.append(
+        warnings.append(
             f"voted too fast on {person.speed.fast} of {counted(person.speed.timed, 'item')}"
         )
-    return found
+    return warnings
 
 
 def _share(position: Position | None) -> str:
@@ -89,49 +85,43 @@ def _share(position: Position | None) -> str:
     return f"{position.share:.1%} [{position.low:.1%}, {position.high:.1%}]"
 
 
-def _people(found: AnnotatorAgreement) -> Table:
+def _people(agreement: AnnotatorAgreement) -> Table:
     table = Table(box=None, header_style="bold")
-    thumbs = any("up" in person.shares for person in found.people)
+    thumbs = any("up" in person.shares for person in agreement.people)
     table.add_column("annotator", overflow="fold", min_width=12)
     columns = ["votes", "up" if thumbs else "ties", "agrees", "first shown wins", "s a vote"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
-    for person in found.people:
+    for person in agreement.people:
+        seconds = person.speed.median if person.speed else None
         table.add_row(
             person.name,
             f"{person.votes:,}",
             f"{person.shares['up' if thumbs else 'tie']:.1%}",
             "-" if person.agree is None else f"{person.agree:.1%}",
             _share(person.position),
-            (
-                "-"
-                if person.speed is None or person.speed.median is None
-                else f"{person.speed.median:.1f}"
-            ),
+            "-" if seconds is None else f"{seconds:.1f}",
         )
     return table
 
 
-def _pairs(found: AnnotatorAgreement) -> Table:
-    more = (
-        f", {_MOST_PAIRS} of {len(found.pairs)} pairs with most shared items"
-        if len(found.pairs) > _MOST_PAIRS
-        else ""
-    )
+def _pairs(agreement: AnnotatorAgreement) -> Table:
+    count = len(agreement.pairs)
+    more = f", {_MOST_PAIRS} of {count} pairs with most shared items" if count > _MOST_PAIRS else ""
     table = Table(title=f"Cohen's kappa{more}", title_justify="left", box=None, header_style="bold")
     for column in ("annotators", "shared items", "same vote", "kappa"):
         table.add_column(column, justify="left" if column == "annotators" else "right")
-    for pair in found.pairs[:_MOST_PAIRS]:
+    for pair in agreement.pairs[:_MOST_PAIRS]:
         value = "-" if pair.value is None else f"{pair.value:.3f}"
         table.add_row(f"{pair.a}, {pair.b}", f"{pair.items:,}", f"{pair.agree:.1%}", value)
     return table
 
 
-def _disputed(found: AnnotatorAgreement) -> Table:
+def _disputed(agreement: AnnotatorAgreement) -> Table:
     table = Table(title="most disputed", title_justify="left", box=None, header_style="bold")
     table.add_column("item", overflow="fold")
-    for category in found.disputed[0].counts:
+    for category in agreement.disputed[0].counts:
         table.add_column(category, justify="right")
-    for item in found.disputed:
+    for item in agreement.disputed:
         table.add_row(item.id, *map(str, item.counts.values()))
     return table

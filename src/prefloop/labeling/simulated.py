@@ -1,5 +1,5 @@
-"""Simulated annotators: they vote by Bradley-Terry on a disclosed gold score, each with a noise of
-their own.
+"""Simulated annotators. They vote by Bradley-Terry on a disclosed gold score, each with its own
+noise.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from prefloop.records import Comparison, Prompt, Response, Vote
 
 @dataclasses.dataclass(frozen=True)
 class SimulatedAnnotator:
-    """Prefers response 0 with probability σ((gold₀ - gold₁) / noise); noise 0 always takes the
-    better one.
+    """Prefers the first response with probability σ((gold of the first - gold of the second) /
+    noise). With noise 0 it always takes the better one.
     """
 
     name: str
     noise: float
 
-    def vote(self, gold_0: float, gold_1: float, rng: random.Random) -> Vote:
-        """One vote; ``rng`` makes it repeatable."""
-        difference = gold_0 - gold_1
+    def vote(self, gold_first: float, gold_second: float, rng: random.Random) -> Vote:
+        """One vote, by the gold scores of the first and the second response; ``rng`` makes it
+        repeatable.
+        """
+        difference = gold_first - gold_second
         draw = rng.random()
         if self.noise == 0:
             p = 0.5 if difference == 0 else float(difference > 0)
@@ -42,20 +44,22 @@ def cast(
     annotators: Sequence[AnnotatorConfig],
     seed: int,
 ) -> Comparison:
-    """The comparison with a vote of every annotator; ``gold`` holds the scores of its two
+    """The comparison with a vote of every annotator. ``gold`` holds the scores of its two
     responses.
     """
-    rng = random.Random(
-        int.from_bytes(hashlib.sha256(f"{seed}:{comparison.id}".encode()).digest()[:8])
-    )
+    rng = _rng(seed, comparison.id)
     votes = [SimulatedAnnotator(a.name, a.noise).vote(*gold, rng) for a in annotators]
     return dataclasses.replace(comparison, votes=votes)
+
+
+def _rng(seed: int, id: str) -> random.Random:
+    return random.Random(int.from_bytes(hashlib.sha256(f"{seed}:{id}".encode()).digest()[:8]))
 
 
 def draw_pairs(
     responses: Sequence[Response], count: int, rng: random.Random
 ) -> list[tuple[int, int]]:
-    """``count`` distinct pairs of different responses, in random order and orientation."""
+    """Up to ``count`` distinct pairs of different responses, in random order and orientation."""
     pairs = [
         (i, j)
         for i, j in itertools.combinations(range(len(responses)), 2)
@@ -73,10 +77,10 @@ def simulate(
     pairs: int,
     seed: int,
 ) -> list[Comparison]:
-    """Comparisons of one prompt's candidates with a vote of every annotator; the gold score decides
-    votes and is not written down.
+    """Comparisons of one prompt's candidates with a vote of every annotator. The gold score decides
+    the votes and is not written down.
     """
-    rng = random.Random(int.from_bytes(hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest()[:8]))
+    rng = _rng(seed, prompt.id)
     people = [SimulatedAnnotator(a.name, a.noise) for a in annotators]
     return [
         Comparison(

@@ -24,8 +24,7 @@ SPEAKS = frozenset(
 )
 """Modules that say what happens and put nothing into an artifact."""
 SETTINGS = frozenset(
-    f"prefloop.config{name}"
-    for name in ("", ".base", ".judge", ".names", ".ppo", ".ranges", ".stages")
+    f"prefloop.config{name}" for name in ("", ".base", ".judge", ".ppo", ".ranges", ".stages")
 )
 """Modules that declare settings, whose values are in the key themselves. ``config.common`` computes
 warm-up too, so it counts.

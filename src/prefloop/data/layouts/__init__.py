@@ -21,8 +21,7 @@ from prefloop.data.layouts import (
     written,
 )
 from prefloop.data.layouts.general import PAIRS
-from prefloop.data.layouts.layout import Layout
-from prefloop.data.layouts.recognise import Columns
+from prefloop.data.layouts.recognise import Columns, Layout
 from prefloop.data.prompts import ANSWERS, CONVERSATIONS, TEXTS
 from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating
 
@@ -234,7 +233,7 @@ _PUBLISHED = (
         way_out=(
             "it labels the steps of an answer, which train a process reward model; prefloop's"
             " reward model rates whole answers. Give each whole answer a column 'label' of true or"
-            " false beside 'prompt' and 'completion'"
+            " false next to 'prompt' and 'completion'"
         ),
     ),
     Layout(

@@ -24,13 +24,13 @@ from prefloop.data.prompts import (
 )
 from prefloop.data.responses import (
     answered,
-    beside,
     common_start,
     comparison,
     demonstration,
     imitated,
     leave_copies,
     paired,
+    prompt_and_answer,
     rating,
     refuse_other_answers,
     whole_prompt,
@@ -149,9 +149,9 @@ def read_thumb(row: Row) -> Record:
         )
     key, turns_key = row.first(*ANSWERS), row.first(*CONVERSATIONS)
     if key is not None and (turns_key is not None or has_prompt(row)):
-        return rating(row, *beside(row, key, None if has_prompt(row) else turns_key), up)
+        return rating(row, *prompt_and_answer(row, key, None if has_prompt(row) else turns_key), up)
     if turns_key is None:
-        raise BadRow(key or "completion", "has no prompt beside it" if key else "is missing")
+        raise BadRow(key or "completion", "has no prompt" if key else "is missing")
     whole = conversation_of(row, turns_key)
     _leave_prompt(row, turns_key, whole)
     prompt, turns = answered(whole, turns_key)
@@ -184,7 +184,7 @@ def read_turns(row: Row, key: str) -> Record:
     if (other := row.first("response", "completion", "output")) is not None:
         raise BadRow(
             other,
-            f"holds an answer beside '{key}', and most rows of the file have none: put it into"
+            f"holds an answer next to '{key}', and most rows of the file have none: put it into"
             f" '{key}'",
         )
     if turns[-1].role != "assistant":

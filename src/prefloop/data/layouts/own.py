@@ -111,7 +111,7 @@ def read_references(row: Row) -> Record:
     references = [check_text(text, f"{key}.{index}") for index, text in enumerate(texts)]
     both = "references" in row and "reference" in row
     if both and row["reference"] not in texts and row["reference"] != value:
-        raise BadRow("reference", "is none of 'references' beside it: keep one of the two columns")
+        raise BadRow("reference", "is none of 'references': keep one of the two columns")
     row.use("references", "reference")
     return Demonstration(
         row.id, context(prompt_of(row)), references[0], row.meta() | {"references": references}

@@ -87,7 +87,7 @@ def joined(items: Iterable[ScoredAnswer]) -> Iterator[Comparison | str]:
 
 def _every_two(group: Sequence[ScoredAnswer]) -> Iterator[Comparison | str]:
     if len(group) == 1:
-        yield "no other answer to the same prompt beside it"
+        yield "no other answer to the same prompt next to it"
     if len(group) > MOST_ANSWERS:
         yield from [
             f"one of {len(group):,} answers to one prompt, and every two would be compared: keep"

@@ -1,17 +1,53 @@
-"""Recognize a row's layout by its columns. Every test takes the row and returns whether it fits."""
+"""What a layout is, and how a row's layout is recognized by its columns. Every test takes the row
+and returns whether it fits.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from prefloop.data.judged import scale_column, thumb_column
 from prefloop.data.layouts import choices, general, own, written
 from prefloop.data.layouts.general import has_prompt, has_turns, pair_columns
+from prefloop.data.layouts.rated import ScoredAnswer
 from prefloop.data.prompts import ANSWERS, CONVERSATIONS, TEXTS, written_out
+from prefloop.data.row import Row
 from prefloop.data.transcripts import is_hh as is_transcript
+from prefloop.records import Record
 
 Columns = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout: its name, its keys for messages, the kinds of record that a row can hold, and how
+    to recognize and to read a row.
+    """
+
+    name: str
+    keys: str
+    kinds: tuple[type, ...]
+    matches: Callable[[Columns], bool]
+    read: Callable[[Row], Record | list[Record] | ScoredAnswer] | None
+    tells: tuple[str, ...] = ()
+    """The columns by which it is recognized, of which a file has some. Default: the words of
+    ``keys``.
+    """
+    several: bool = False
+    """Rows may share an id, which is then the prompt's."""
+    joins: bool = False
+    """Its rows are single answers with a number. Neighboring rows with one prompt make comparisons.
+    """
+    way_out: str = ""
+    """What to do instead, for a layout that cannot be read."""
+
+    def reason(self, row: Columns) -> str:
+        """Why a row was recognized as this layout, for the log."""
+        words = self.tells or tuple(self.keys.replace(",", " ").split())
+        columns = dict.fromkeys(word for word in words if word in row)
+        return f"columns {', '.join(columns)}" if columns else "as named"
 
 
 def has(*needed: str, without: tuple[str, ...] = ()) -> Callable[[Columns], bool]:

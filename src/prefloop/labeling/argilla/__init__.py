@@ -1,1 +1,3 @@
-"""Argilla: its datasets, pages and answers, and prefloop's records on the way there and back."""
+"""Argilla: its datasets, forms and answers, and the conversion of prefloop's records to it and
+back.
+"""

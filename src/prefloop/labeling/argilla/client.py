@@ -1,9 +1,9 @@
-"""Argilla's own client (``rg.Argilla``) over prefloop's connection; imported when it is needed,
-since it takes a second.
+"""Argilla's own client (``rg.Argilla``) over prefloop's connection. It is imported when needed,
+since that takes a second.
 
-As it comes, ``rg.Argilla`` passes over the proxies of the environment, sends a request when it is
-made, tells a refusal with the server's raw text, and becomes the default client of the whole
-process, to which a program's next ``rg.Dataset`` would go.
+By itself ``rg.Argilla`` ignores the proxies of the environment, sends a request when it is made,
+reports an error with the server's raw text, and becomes the default client of the whole process,
+which a program's next ``rg.Dataset`` would use.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class _Client(rg.Argilla):
         own.http_client, own.api = http, type(own.api)(http)
 
     def _validate_connection(self) -> None:
-        """The first real request says better what is in the way."""
+        """Does nothing: the first real request gives a better error."""
 
     @classmethod
     def _set_default(cls, client: Any) -> None:
-        # Fields and questions cannot be made where there is none at all.
+        # Without any default client, fields and questions cannot be made.
         if rg.Argilla._default_client is None:
             rg.Argilla._default_client = client
 
 
 def client(http: Client, url: str, key: str) -> rg.Argilla:
-    """A client whose requests are ``http``'s, and whose failures therefore are ``LabelError``."""
+    """A client that sends its requests through ``http``, so that its errors are ``LabelError``."""
     return _Client(http, url, key)

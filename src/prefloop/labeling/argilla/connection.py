@@ -1,9 +1,9 @@
-"""Which Argilla, with which key; Argilla's own client for it, and its REST API for what that client
+"""The Argilla server and its key; Argilla's own client for it, and its REST API for what the client
 cannot do.
 
-Both go through one ``Http``, so that every failure is told in the same words. The key is held by
-the connection and the client alone: it is in no message, no ``repr`` and no artifact. It goes to
-the address that the user named, or to the server of a home once that has shown that it is
+Both send their requests through one ``Http``, so that every failure has the same message. Only the
+connection and the client hold the key: it is in no message, no ``repr`` and no artifact. It is sent
+to the address that the user named, or to the server of a home once that has proved its identity
 (``labeling.argilla.proof``), and nowhere else: redirects are not followed.
 """
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 URL_VARIABLE, KEY_VARIABLE = "ARGILLA_API_URL", "ARGILLA_API_KEY"
 DEADLINE_S = 300.0
-"""Seconds for a request in all: Argilla takes its time for a page of long records."""
+"""Seconds that a request may take in all. Argilla needs time for a page of long records."""
 MOST_BYTES = 256 << 20
-"""Bytes of an answer: a page of records carries all their texts twice."""
+"""Most bytes of an answer. A page of records holds all their texts twice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Connection:
     url: str
     """Address without path, such as http://127.0.0.1:6900."""
     api_key: str = dataclasses.field(repr=False)
-    """Key of an owner or of an admin of the workspace; ``vote`` needs an owner's."""
+    """Key of an owner, or of an admin of the workspace. ``vote`` needs an owner's."""
     advice: str = "is the server up, and is the address right?"
     """What to do when nothing answers there."""
     home: Path | None = None
-    """The home whose server it has to be; none for an address that the user named."""
+    """The home whose server it must be; ``None`` for an address that the user named."""
 
     @classmethod
     def find(
@@ -58,10 +58,10 @@ class Connection:
         api_key: str | None = None,
         environment: Mapping[str, str] = os.environ,
     ) -> Connection:
-        """The named ``url``, else the named ``home``, else ``ARGILLA_API_URL``, else the user's own
-        home.
+        """The connection to ``url`` if given, else to ``home``, else to ``ARGILLA_API_URL``, else
+        to the user's own home.
 
-        A key that is not given comes from ``ARGILLA_API_KEY``, for a home from its
+        A key that is not given comes from ``ARGILLA_API_KEY``, or for a home from its
         ``credentials.json``. Raises ``LabelError`` saying what is missing and where to get it.
         """
         if home is not None and url:
@@ -83,8 +83,8 @@ class Connection:
 
     @classmethod
     def of_home(cls, home: Path, api_key: str | None = None) -> Connection:
-        """The server of a home, as its owner unless a key is given. Raises ``LabelError`` where
-        none was ever started, as in a copy of a home.
+        """The server of a home, with its owner's key unless another is given. Raises ``LabelError``
+        where no server was ever started in it, as in a copy of a home.
         """
         home = home.expanduser()
         up = f"start it with `prefloop label up --home {home}`"
@@ -123,17 +123,17 @@ class Connection:
 
 
 def _is_of(written: Mapping[str, Any], home: Path) -> bool:
-    """Whether the directory that a server wrote into its ``server.json`` is this one: see
+    """Whether the directory that a server wrote into its ``server.json`` is this one. See
     ``prefloop_labeling.identity``.
     """
-    there = os.stat(home)
-    same_disk = written["device"] == there.st_dev or written["path"] == os.path.realpath(home)
-    return bool(written["inode"] == there.st_ino and same_disk)
+    stat = os.stat(home)
+    same_disk = written["device"] == stat.st_dev or written["path"] == os.path.realpath(home)
+    return bool(written["inode"] == stat.st_ino and same_disk)
 
 
 def _key(given: str) -> str:
-    """The key without what copying adds around it. Raises ``LabelError`` for one that no header can
-    carry; the key is not in the message.
+    """The key without the blanks that copying adds around it. Raises ``LabelError`` for a key that
+    no header can carry; the key is not in the message.
     """
     key = given.strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
@@ -145,8 +145,8 @@ def _key(given: str) -> str:
 
 
 def _address(url: str) -> str:
-    """The address to call: no trailing slash, no user or password in it. Raises ``LabelError`` for
-    what is none.
+    """The address without a trailing slash, user or password. Raises ``LabelError`` for a text that
+    is no address.
     """
     try:
         parts = urlsplit(url.strip())
@@ -166,15 +166,17 @@ def _address(url: str) -> str:
 
 
 def place(home: Path | None, url: str | None, environment: Mapping[str, str] = os.environ) -> str:
-    """What tells the server that ``Connection.find`` would take from others, without asking it."""
+    """A text that identifies the server which ``Connection.find`` would choose, without a request
+    to it.
+    """
     if url or (home is None and environment.get(URL_VARIABLE)):
         return _address(url or environment[URL_VARIABLE])
     return str((default_home() if home is None else home).expanduser().resolve())
 
 
 class Refused(LabelError):
-    """The server answered with an error status. ``status`` is the number, ``detail`` what the
-    server gave as its reason.
+    """The server answered with an error status. ``status`` is its number, ``detail`` the server's
+    reason.
     """
 
     def __init__(self, message: str, status: int, detail: Any) -> None:
@@ -187,18 +189,18 @@ class Unreachable(LabelError):
 
 
 def is_away(error: LabelError) -> bool:
-    """Whether a question may be answered later: nothing answers, or the server is at fault."""
+    """Whether a later attempt may succeed: nothing answers, or the server has failed."""
     return isinstance(error, Unreachable) or (isinstance(error, Refused) and error.status >= 500)
 
 
 class TooMuch(LabelError):
-    """An answer that is larger than ``MOST_BYTES``: who asked for a page should ask for a smaller
+    """An answer of more than ``MOST_BYTES``. Whoever asked for a page should ask for a smaller
     one.
     """
 
 
 class Http(Client):
-    """Requests with one key. Every one raises ``LabelError`` when there is no usable answer,
+    """Requests with one key. Each raises ``LabelError`` when there is no usable answer, and
     ``Refused`` for an error status.
     """
 
@@ -212,11 +214,11 @@ class Http(Client):
         super().__init__(connection.url, DEADLINE_S, headers, most=MOST_BYTES, opening=opening)
 
     def request(self, method: str, url: httpx.URL | str, **options: Any) -> httpx.Response:
-        """One request; what answers is JSON or nothing."""
+        """Send one request. The answer is JSON or empty."""
         path, at = str(url).partition("/api/v1")[2], self.connection.url
         body = options.pop("json", None)
         if body is not None:
-            # ASCII escapes, so that half an emoji in a cut-off response can be sent.
+            # ASCII escapes, so that half an emoji in a response that was cut can be sent.
             options["content"] = json.dumps(body)
             options["headers"] = {"Content-Type": "application/json"}
         try:
@@ -234,9 +236,9 @@ class Http(Client):
                     f"another program listens at {at}, and no key was sent to it:"
                     f" {error.__cause__}; {self.connection.advice}"
                 ) from None
-            said = str(error).replace(self.connection.api_key, "***")
+            reason = str(error).replace(self.connection.api_key, "***")
             raise Unreachable(
-                f"nothing answers at {at} ({type(error).__name__}: {said:.400}):"
+                f"nothing answers at {at} ({type(error).__name__}: {reason:.400}):"
                 f" {self.connection.advice}"
             ) from None
         if not answer.is_success:
@@ -247,9 +249,8 @@ class Http(Client):
                 f"this is not Argilla: {at} answered {method} {path} with {kind}; check the address"
             )
         try:
-            value = parsed(
-                answer.content or b"null"
-            )  # Argilla's client reads it without a look at how deep it is
+            # Argilla's client would parse JSON of any depth.
+            value = parsed(answer.content or b"null")
         except ValueError:
             raise LabelError(
                 f"this is not Argilla: {at} answered {method} {path} with what is no JSON; check"
@@ -265,9 +266,8 @@ class Http(Client):
         except (ValueError, KeyError, TypeError):
             detail = None
         at, status = self.connection.url, answer.status_code
-        said = (_reason(detail) or _line(answer) or "(no reason given)").replace(
-            self.connection.api_key, "***"
-        )
+        reason = _reason(detail) or _line(answer) or "(no reason given)"
+        reason = reason.replace(self.connection.api_key, "***")
         # Accounts belong to the whole server, everything else to a workspace.
         admin = "" if path.startswith("/users") else ", or of an admin of the workspace"
         known = {
@@ -281,7 +281,7 @@ class Http(Client):
             ),
         }
         message = known.get(
-            status, f"Argilla at {at} refused {method} {path} ({status}): {said:.600}"
+            status, f"Argilla at {at} refused {method} {path} ({status}): {reason:.600}"
         )
         if (detail is None and not _line(answer)) or detail == "Not Found":
             kind = answer.headers.get("content-type", "no type").partition(";")[0]
@@ -299,11 +299,11 @@ class Http(Client):
 
 
 class Rest:
-    """Calls of one server with one key: ``get``, ``post`` and ``call`` for paths of ``/api/v1``,
+    """Calls to one server with one key: ``get``, ``post`` and ``call`` for paths of ``/api/v1``,
     ``client`` for Argilla's own client.
 
-    Every call, of the client too, raises ``LabelError`` when there is no usable answer, ``Refused``
-    for an error status.
+    Every call, also of the client, raises ``LabelError`` when there is no usable answer, and
+    ``Refused`` for an error status.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -312,8 +312,8 @@ class Rest:
 
     @functools.cached_property
     def client(self) -> rg.Argilla:
-        """Argilla's own client, which takes a second to import; it asks the server nothing before
-        it is used.
+        """Argilla's own client. Its import takes a second, and it sends no request before it is
+        used.
         """
         from prefloop.labeling.argilla.client import client
 
@@ -330,7 +330,7 @@ class Rest:
     def call(
         self, method: str, path: str, body: Any = None, query: Mapping[str, Any] | None = None
     ) -> Any:
-        """One request; an empty answer is ``None``."""
+        """Send one request and return its JSON; ``None`` for an empty answer."""
         answer = self._http.request(method, f"/api/v1{path}", json=body, params=query or None)
         return answer.json() if answer.content else None
 
@@ -341,13 +341,13 @@ class Rest:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._http.close()
 
 
 def _reason(detail: Any) -> str:
-    """What a refusal says in words: of a failed check each field with what is wrong there, without
-    the value that was sent.
+    """The reason of an error in words. For a failed validation, each field with its problem,
+    without the value that was sent.
     """
     if isinstance(detail, str):
         return detail
@@ -361,6 +361,6 @@ def _reason(detail: Any) -> str:
 
 
 def _line(answer: httpx.Response) -> str:
-    """The body of an answer in plain text, as one line; nothing of a web page."""
+    """The body of a plain-text answer as one line; empty for a web page."""
     plain = answer.headers.get("content-type", "").startswith("text/plain")
     return " ".join(answer.text[:200].split()) if plain else ""

@@ -1,8 +1,9 @@
-"""Records to Argilla's own objects and back, for programs that use its SDK beside prefloop.
+"""Convert records to Argilla's own objects and back, for programs that use its SDK together with
+prefloop.
 
-``to_argilla`` gives the settings and records that ``prefloop label push`` would make, so that
-datasets of either are one and the same. ``from_argilla`` takes a dataset on a server, records of
-the SDK, or rows that Argilla has exported.
+``to_argilla`` returns the settings and records that ``prefloop label push`` would make, so that
+datasets of both are the same. ``from_argilla`` takes a dataset on a server, records of the SDK, or
+rows that Argilla has exported.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """What ``rg.Dataset(name, settings=…)`` and ``dataset.records.log(…)`` take."""
+    """The arguments of ``rg.Dataset(name, settings=…)`` and ``dataset.records.log(…)``."""
 
     settings: rg.Settings
     records: list[rg.Record]
@@ -46,15 +47,14 @@ def to_argilla(
     client: rg.Argilla | None = None,
     users: Mapping[str, UUID | str] | None = None,
 ) -> Converted:
-    """Pairs or ratings for a dataset of the name ``dataset``, which draws what stands left and
-    right.
+    """Convert pairs or ratings for a dataset of the name ``dataset``. The name decides which
+    response is shown left.
 
-    Votes travel in the records' hidden metadata and come back as they were. Those of annotators in
-    ``users`` (name → id of a user that the server has) become submitted answers instead, which show
-    on Argilla's pages; these come back without ``at``, which the server sets. ``client``: the SDK's
-    default client unless given. Raises ``DataError`` for records that Argilla does not take, for
-    two kinds at once and for a strength that is not 1, 2 or 3 in an answer; ``LabelError`` without
-    a client.
+    Votes are kept in the records' hidden metadata and come back unchanged. Votes of annotators in
+    ``users`` (name → id of a user of the server) become submitted answers instead, which Argilla's
+    pages show; these come back without ``at``, which the server sets. ``client`` defaults to the
+    SDK's default client. Raises ``DataError`` for records that Argilla does not take, for two kinds
+    at once, and for a strength in an answer that is not 1, 2 or 3; ``LabelError`` without a client.
     """
     import argilla as rg
 
@@ -82,7 +82,7 @@ def _with_votes(record: Comparison | Rating, dataset: str, users: Mapping[str, U
     carried: list[Vote | Thumb] = []
     for vote in record.votes:
         if vote.annotator not in users or vote.annotator in answered:
-            carried.append(vote)  # Argilla keeps one answer of a user to a record
+            carried.append(vote)  # Argilla keeps one answer of each user to a record
             continue
         answered.add(vote.annotator)
         for name, value in to_values(vote, hidden.get("swapped", False)).items():
@@ -101,12 +101,14 @@ def from_argilla(
     users: Mapping[str, str] | None = None,
     simulated: bool = False,
 ) -> list[Record]:
-    """The records of a dataset with a vote of every submitted answer; those without votes too.
+    """The records of a dataset, with a vote for every submitted answer, and also those without
+    votes.
 
-    An ``rg.Dataset`` is read from its server, with all that the SDK's own records leave out (ranks,
-    times, names). ``rg.Record`` objects and rows of an export name annotators by id: ``users`` maps
-    ids to names. ``questions`` as ``--questions`` of ``prefloop label pull``. Raises ``DataError``
-    naming records that cannot be used, and where it is not clear what a question means.
+    An ``rg.Dataset`` is read from its server, with everything that the SDK's own records leave out
+    (ranks, times, names). ``rg.Record`` objects and rows of an export name annotators by id:
+    ``users`` maps ids to names. ``questions`` is as ``--questions`` of ``prefloop label pull``.
+    Raises ``DataError`` naming records that cannot be used, and where it is not clear what a
+    question means.
     """
     if hasattr(source, "settings") and hasattr(source, "records"):
         return _of_server(source, questions, simulated)
@@ -116,17 +118,12 @@ def from_argilla(
         raise DataError("two records have one id: convert the records of one dataset at a time")
     reading = None
     if of_others:
-        fields = {
-            name: "text"
-            for item, _ in of_others.values()
-            for name, value in item.fields.items()
-            if _is_text(value)
-        }
+        values = (pair for item, _ in of_others.values() for pair in item.fields.items())
+        fields = {name: "text" for name, value in values if _is_text(value)}
         asked = _joined(question for _, each in of_others.values() for question in each)
-        reading = reading_of(
-            Dataset("", "of these records", "", None, None, fields, asked), questions, votes=False
-        )
-    found: list[Record] = []
+        dataset = Dataset("", "of these records", "", None, None, fields, asked)
+        reading = reading_of(dataset, questions, votes=False)
+    records: list[Record] = []
     notes = Notes()
     mended = 0
     for id, typed, _ in items:
@@ -140,12 +137,12 @@ def from_argilla(
                 made = records_of(item, reading, row)
                 notes.add(row)
             check_loadable(made)
-            found += made
+            records += made
         except BadRow as bad:
             raise DataError(f"record '{id}': {bad.field} {bad.problem}") from None
     for line in [*notes.lines(), *said_mended(mended)]:
         say(f"  {line}", "dim")
-    return found
+    return records
 
 
 def _of_server(dataset: Any, questions: Sequence[str], simulated: bool) -> list[Record]:
@@ -153,31 +150,25 @@ def _of_server(dataset: Any, questions: Sequence[str], simulated: bool) -> list[
     connection = Connection.find(url=client.api_url, api_key=client.api_key)
     with Argilla(connection) as argilla:
         name, workspace = str(dataset.name), str(dataset.workspace.name)
-        found = argilla.pull(
+        pulled = argilla.pull(
             name, workspace, simulated=simulated, questions=questions, unvoted=True
         )
-    if found.refused:
-        id, why = found.refused[0]
+    if pulled.refused:
+        id, why = pulled.refused[0]
         raise DataError(
-            f"dataset '{name}': {len(found.refused)} records cannot be used, the first '{id}':"
+            f"dataset '{name}': {len(pulled.refused)} records cannot be used, the first '{id}':"
             f" {why}"
         )
-    return list(found.records)
+    return list(pulled.records)
 
 
 def _item(one: Any, users: Mapping[str, str]) -> tuple[str, Item, Sequence[ArgillaQuestion]]:
-    """Id, fields and answers of an ``rg.Record`` or of an exported row, and its questions as far as
-    they are known.
+    """The id, fields and answers of an ``rg.Record`` or of an exported row, and its questions as
+    far as they are known.
     """
     if isinstance(one, Mapping):
-        id = next(
-            (
-                str(one[key])
-                for key in ("id", "external_id", "_server_id")
-                if one.get(key) is not None
-            ),
-            "",
-        )
+        ids = (one.get(key) for key in ("id", "external_id", "_server_id"))
+        id = next((str(value) for value in ids if value is not None), "")
         row = {key: value for key, value in one.items() if value is not None}
     else:
         id, row = str(one.id), _row(one)
@@ -193,8 +184,8 @@ def _item(one: Any, users: Mapping[str, str]) -> tuple[str, Item, Sequence[Argil
 
 
 def _row(record: rg.Record) -> dict[str, Any]:
-    """An ``rg.Record`` as the SDK exports it, with the status of every answer; an answer without
-    one is a draft, as the SDK has it.
+    """An ``rg.Record`` as the SDK exports it, with the status of every answer. An answer without a
+    status is a draft, as in the SDK.
     """
     by_question: dict[str, list[dict[str, Any]]] = {}
     for response in record.responses:
@@ -210,7 +201,7 @@ def _row(record: rg.Record) -> dict[str, Any]:
 
 
 def _questions(one: Any) -> list[ArgillaQuestion]:
-    """The questions of the dataset that an ``rg.Record`` belongs to, with all their values."""
+    """The questions of the dataset to which an ``rg.Record`` belongs, with all their values."""
     dataset = None if isinstance(one, Mapping) else one.dataset
     if dataset is None:
         return []
@@ -224,14 +215,14 @@ def _questions(one: Any) -> list[ArgillaQuestion]:
 
 
 def _joined(questions: Iterable[ArgillaQuestion]) -> tuple[ArgillaQuestion, ...]:
-    """Each question once, with the values of all records."""
-    found: dict[str, ArgillaQuestion] = {}
+    """Each question once, with the values from all records."""
+    questions_by_name: dict[str, ArgillaQuestion] = {}
     for question in questions:
-        known = found.setdefault(question.name, question)
+        known = questions_by_name.setdefault(question.name, question)
         type = known.type if known.type == question.type else "text"
         options = tuple(dict.fromkeys([*known.options, *question.options]))
-        found[question.name] = dataclasses.replace(known, type=type, options=options)
-    return tuple(found.values())
+        questions_by_name[question.name] = dataclasses.replace(known, type=type, options=options)
+    return tuple(questions_by_name.values())
 
 
 def _is_text(value: Any) -> bool:

@@ -1,7 +1,7 @@
-"""Argilla's datasets: found, made with prefloop's forms, and searched.
+"""Look up Argilla's datasets, make them with prefloop's forms, and search them.
 
-Workspaces, users, fields, questions and progress go through Argilla's own client; docs/design.md
-says what cannot, and why.
+Workspaces, users, fields, questions and progress use Argilla's own client. docs/design.md says what
+cannot, and why.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Dataset:
     name: str
     workspace_id: str
     kind: Kind | None
-    """Which of prefloop's forms it has; none for one that was made elsewhere."""
+    """The one of prefloop's forms that it has; ``None`` for a dataset that was made elsewhere."""
     guidelines: str | None = None
-    """What annotators are told."""
+    """The annotators' guidelines."""
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name → type, such as ``text`` and ``chat``."""
     questions: tuple[ArgillaQuestion, ...] = ()
@@ -43,27 +43,31 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class ArgillaUser:
-    """Who may have answered."""
+    """A user who may have answered."""
 
     name: str
     simulated: bool = False
-    """A program votes under this name."""
+    """Whether a program votes under this name."""
 
 
 class Datasets:
-    """The datasets of one server. Every method raises ``LabelError`` saying what is in the way."""
+    """The datasets of one server. Every method raises ``LabelError`` with the reason of a
+    failure.
+    """
 
     def __init__(self, rest: Rest) -> None:
         self.rest = rest
 
     def find(self, name: str, workspace: str = "default") -> Dataset:
-        """The dataset; an unknown one is a ``LabelError`` that says the nearest name."""
-        place = self.workspace(workspace)
-        there = self.rest.get("/me/datasets", workspace_id=place)["items"]
-        for dataset in there:
-            if dataset["name"] == name and dataset["status"] == "ready":
-                return self._dataset(dataset, place)
-        names = [dataset["name"] for dataset in there if dataset["status"] == "ready"]
+        """The dataset of that name. Raises ``LabelError`` with the nearest name for an unknown
+        one.
+        """
+        workspace_id = self.workspace(workspace)
+        datasets = self.rest.get("/me/datasets", workspace_id=workspace_id)["items"]
+        ready = {dataset["name"]: dataset for dataset in datasets if dataset["status"] == "ready"}
+        if name in ready:
+            return self._dataset(ready[name], workspace_id)
+        names = list(ready)
         hint = nearest(name, names) if names else "it holds none; `prefloop label push` makes one"
         raise LabelError(
             f"workspace '{workspace}' at {self.rest.connection.url} holds no dataset '{name}';"
@@ -78,10 +82,11 @@ class Datasets:
         guidelines: str | None,
         min_submitted: int | None,
     ) -> tuple[Dataset, bool]:
-        """The published dataset, made or completed when need be, and whether it holds no record
-        yet.
+        """The published dataset, which is made or completed where needed, and whether it holds no
+        record yet.
 
-        ``guidelines`` are those of one that is made; ``guide`` changes those of another.
+        ``guidelines`` are for a dataset that is made here. ``guide`` changes those of an existing
+        one.
         """
         if not name.strip() or len(name) > LONGEST_NAME:
             raise ConfigError(
@@ -90,36 +95,35 @@ class Datasets:
             )
         if min_submitted is not None and min_submitted < 1:
             raise ConfigError(f"min_submitted is {min_submitted}; a record needs at least 1 answer")
-        place = self.workspace(workspace)
-        there = self.rest.get("/me/datasets", workspace_id=place, name=name)["items"]
-        found = next((dataset for dataset in there if dataset["name"] == name), None)
-        if found is None:
-            distribution = {"strategy": "overlap", "min_submitted": min_submitted or 1}
+        workspace_id = self.workspace(workspace)
+        datasets = self.rest.get("/me/datasets", workspace_id=workspace_id, name=name)["items"]
+        raw = next((dataset for dataset in datasets if dataset["name"] == name), None)
+        if raw is None:
             body = {
                 "name": name,
-                "workspace_id": place,
+                "workspace_id": workspace_id,
                 "guidelines": guidelines,
-                "distribution": distribution,
+                "distribution": {"strategy": "overlap", "min_submitted": min_submitted or 1},
             }
-            found = self.rest.post("/datasets", body)
-        id, api = str(found["id"]), self.rest.client.api
+            raw = self.rest.post("/datasets", body)
+        id, api = str(raw["id"]), self.rest.client.api
         form = settings(kind, self.rest.client)
         has, wants = self._described(id), _wants(form)
-        # A draft with a part of the form is what a push that was killed has left.
-        if not wants.items() <= has.items() and not (
-            found["status"] == "draft" and has.items() <= wants.items()
-        ):
+        # A draft with part of the form is left from a push that was killed.
+        draft = raw["status"] == "draft"
+        partial = draft and has.items() <= wants.items()
+        if not wants.items() <= has.items() and not partial:
             raise LabelError(
                 f"dataset '{name}' is there with {_listed(has) or 'no fields'}, but {kind} need"
                 f" {_listed(wants)}: name another dataset"
             )
-        asked = found["distribution"]["min_submitted"]
+        asked = raw["distribution"]["min_submitted"]
         if min_submitted not in (None, asked):
             raise LabelError(
                 f"dataset '{name}' asks for {counted(asked, 'answer')} to a record, not"
                 f" {min_submitted}: leave --min-submitted out, or name another dataset"
             )
-        if found["status"] == "draft":
+        if draft:
             for what, parts, create in (
                 ("field", form.fields, api.fields.create),
                 ("question", form.questions, api.questions.create),
@@ -129,24 +133,24 @@ class Datasets:
                         model.dataset_id = UUID(id)
                         create(model)
             api.datasets.publish(id)
-        dataset = Dataset(id, name, place, kind, found.get("guidelines"))
-        return dataset, found["status"] == "draft" or not self.counts(dataset)["total"]
+        dataset = Dataset(id, name, workspace_id, kind, raw.get("guidelines"))
+        return dataset, draft or not self.counts(dataset)["total"]
 
     def guide(self, dataset: Dataset, guidelines: str) -> bool:
-        """Give annotators these guidelines; whether they had others before."""
+        """Set the annotators' guidelines. Returns whether there were others before."""
         if dataset.guidelines == guidelines:
             return False
         self.rest.call("PATCH", f"/datasets/{dataset.id}", {"guidelines": guidelines})
         return bool(dataset.guidelines)
 
     def counts(self, dataset: Dataset) -> dict[str, int]:
-        """Records in ``total``, ``completed`` by the minimum of submitted answers, and
-        ``pending``.
+        """The number of records in ``total``, ``completed`` (with the minimum of submitted answers)
+        and ``pending``.
         """
         return dict(self.rest.client.api.datasets.get_progress(dataset.id).model_dump())
 
     def each(self, dataset: Dataset) -> dict[str, dict[str, int]]:
-        """Name → everyone's answers by status."""
+        """Name → number of that person's answers by status."""
         return {
             user.username: {
                 status: getattr(user.completed, status) + getattr(user.pending, status)
@@ -156,11 +160,13 @@ class Datasets:
         }
 
     def answered(self, dataset: Dataset) -> Iterator[dict[str, Any]]:
-        """The server's records that have an answer of any status, with all answers, each once."""
+        """The server's records that have an answer of any status, with all their answers, each
+        once.
+        """
         yield from self._all(dataset, [_terms("response", "status", ANSWERED)])
 
     def all(self, dataset: Dataset) -> Iterator[dict[str, Any]]:
-        """Every record of the server with its answers, each once."""
+        """All records of the server with their answers, each once."""
         yield from self._all(dataset, [])
 
     def _all(self, dataset: Dataset, only: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -168,13 +174,11 @@ class Datasets:
         seen: set[str] = set()
         limit = PAGE
         while True:
-            # Pages by id rather than by offset: an answer that arrives or goes meanwhile moves no
-            # other record to a page that was read.
-            since = (
-                []
-                if last is None
-                else [{"type": "range", "scope": _scope("record", "id"), "ge": last}]
-            )
+            # Pages are by id and not by offset, so that an answer which arrives or goes meanwhile
+            # moves no other record to a page that was read.
+            since: list[dict[str, Any]] = []
+            if last is not None:
+                since = [{"type": "range", "scope": _scope("record", "id"), "ge": last}]
             try:
                 page = self._search(dataset, [*only, *since], limit, include="responses")
             except TooMuch:
@@ -200,11 +204,12 @@ class Datasets:
         body: dict[str, Any] = {"sort": [{"scope": _scope("record", "id"), "order": "asc"}]}
         if filters:
             body["filters"] = {"and": filters}
-        found = self.rest.post(f"/datasets/{dataset.id}/records/search", body, limit=limit, **query)
-        return [item["record"] for item in found["items"]]
+        path = f"/datasets/{dataset.id}/records/search"
+        items = self.rest.post(path, body, limit=limit, **query)["items"]
+        return [item["record"] for item in items]
 
     def people(self, dataset: Dataset) -> dict[str, ArgillaUser]:
-        """User id → everyone who may have answered."""
+        """User id → user, of everyone who may have answered."""
         api = self.rest.client.api.users
         try:
             users = api.list()
@@ -215,7 +220,7 @@ class Datasets:
         return {str(user.id): ArgillaUser(user.username, user.last_name == MARK) for user in users}
 
     def workspace(self, name: str) -> str:
-        """Id of a workspace; an unknown one is a ``LabelError`` that says the nearest name."""
+        """The id of a workspace. Raises ``LabelError`` with the nearest name for an unknown one."""
         ids = {workspace.name: workspace.id for workspace in self.rest.client.api.workspaces.list()}
         if name not in ids:
             hint = nearest(name, ids) if ids else "this key sees none"
@@ -227,8 +232,8 @@ class Datasets:
             )
         return str(ids[name])
 
-    def _dataset(self, found: Mapping[str, Any], place: str) -> Dataset:
-        api, id = self.rest.client.api, str(found["id"])
+    def _dataset(self, raw: Mapping[str, Any], workspace_id: str) -> Dataset:
+        api, id = self.rest.client.api, str(raw["id"])
         fields, asked = api.fields.list(id), api.questions.list(id)
         has = describe(fields, asked)
         # An owner may have added a question.
@@ -244,9 +249,8 @@ class Datasets:
             for q in asked
         )
         types = {field.name: str(field.settings.type) for field in fields}
-        return Dataset(
-            id, str(found["name"]), place, kind, found.get("guidelines"), types, questions
-        )
+        name, guidelines = str(raw["name"]), raw.get("guidelines")
+        return Dataset(id, name, workspace_id, kind, guidelines, types, questions)
 
     def _described(self, id: str) -> dict[str, str]:
         api = self.rest.client.api
@@ -259,7 +263,7 @@ def _wants(form: Any) -> dict[str, str]:
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """The items in order, ``size`` at a time."""
+    """The items in order, in batches of ``size``."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 

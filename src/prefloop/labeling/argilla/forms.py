@@ -1,17 +1,17 @@
-"""What annotators see and are asked: the two forms, and the way of a record to the screen and of an
-answer back.
+"""The two forms of questions for annotators, and the conversion of a record for the screen and of
+an answer back.
 
-Left and right are drawn for each record from its id and the dataset's name, so that a second push
-draws the same. What the screen does not show (which one is which, sources, metadata) travels in the
+Which response is left is drawn for each record from its id and the dataset's name, so that a second
+push draws the same. What the screen does not show (the order, sources, metadata) is kept in the
 record's hidden metadata, which Argilla's pages and annotators' queues leave out. Fields are plain
-text: rendered Markdown would let a response decide how it looks beside the other. Argilla 2.8 puts
-the text of such a field into its page as HTML, so that a response could run a script in the
-annotator's session; texts are therefore escaped on the way there. No question has a suggestion:
-Argilla would tick it beforehand and send it along with a discard.
+text, because in rendered Markdown a response could decide how it looks next to the other. Argilla
+2.8 puts the text of such a field into its page as HTML, so that a response could run a script in
+the annotator's session; texts are therefore escaped when they are sent. No question has a
+suggestion, because Argilla would preselect it and send it with a discard.
 
 Tools, thoughts, tool calls and their results are messages of the page like any other
-(``prefloop.data.readable``). What is more than plain text travels exactly in the hidden metadata
-too, and is read back from there.
+(``prefloop.data.readable``). What is more than plain text is also kept exactly in the hidden
+metadata, and read back from there.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ LONGEST = 20_000  # characters of a message; responses stand in text fields, whi
 MOST_MESSAGES = 500
 LONGEST_ROLE = 20
 MOST_HIDDEN = 1_000_000
-"""Characters of JSON that hold a record's exact turns. Argilla sets no limit; every page that lists
-records carries them.
+"""Most characters of JSON for a record's exact turns. Argilla sets no limit, but every page that
+lists records carries them.
 """
 Kind = Literal["comparisons", "ratings"]
 KINDS: tuple[Kind, ...] = ("comparisons", "ratings")
@@ -46,7 +46,7 @@ R = TypeVar("R", bound=Comparison | Rating)
 
 
 def settings(kind: Kind, client: rg.Argilla) -> rg.Settings:
-    """The fields and questions of a dataset for such records, as Argilla's SDK describes them."""
+    """The fields and questions of a dataset for such records, as objects of Argilla's SDK."""
     import argilla as rg
 
     prompt = rg.ChatField("prompt", title="Prompt", use_markdown=False, _client=client)
@@ -76,38 +76,38 @@ def settings(kind: Kind, client: rg.Argilla) -> rg.Settings:
             ),
             why,
         ]
-    # Metadata that no setting names is what Argilla's pages and annotators' queues leave out.
+    # Argilla's pages and annotators' queues leave out metadata that no setting names.
     return rg.Settings(fields=fields, questions=questions, allow_extra_metadata=True)
 
 
 def describe(fields: Iterable[Any], questions: Iterable[Any]) -> dict[str, str]:
-    """Name → type of fields and questions (the SDK's models), with the values that a question lets
-    choose, to compare two datasets.
+    """Name → type of fields and questions (the SDK's models), with the values that a question
+    offers, to compare two datasets.
     """
-    found = {f"field {field.name}": str(field.settings.type) for field in fields}
+    types = {f"field {field.name}": str(field.settings.type) for field in fields}
     for question in questions:
         options = "/".join(
             sorted(str(option["value"]) for option in getattr(question.settings, "options", ()))
         )
-        found[f"question {question.name}"] = " ".join(
+        types[f"question {question.name}"] = " ".join(
             filter(None, [question.settings.type, options])
         )
-    return found
+    return types
 
 
 def kind_of(record: Comparison | Rating) -> Kind:
-    """The form for a record."""
+    """The form that a record needs."""
     return "comparisons" if isinstance(record, Comparison) else "ratings"
 
 
 def is_swapped(dataset: str, id: str) -> bool:
-    """Whether the second response of a comparison stands under A."""
+    """Whether the second response of a comparison is shown as A."""
     return bool(hashlib.sha256(f"{dataset}\0{id}".encode("utf-8", "surrogatepass")).digest()[0] & 1)
 
 
 def digest(record: Comparison | Rating) -> str:
-    """16 hex digits of what annotators are asked about: prompt and responses in their order.
-    Sources, metadata and votes may differ.
+    """16 hex digits that identify what annotators see: the prompt and the responses in their order.
+    Sources, metadata and votes do not count.
     """
     responses = record.responses if isinstance(record, Comparison) else [record.response]
     asked = [identity(record.prompt), [same_as(response) for response in responses]]
@@ -115,7 +115,7 @@ def digest(record: Comparison | Rating) -> str:
 
 
 def untakeable(records: Iterable[R]) -> list[tuple[R, str]]:
-    """Those of the records that Argilla would not take, each with why."""
+    """The records that Argilla does not take, each with the reason."""
     problems = ((record, _problem(record)) for record in records)
     return [(record, why) for record, why in problems if why is not None]
 
@@ -144,7 +144,7 @@ def _problem(record: Comparison | Rating) -> str | None:
 
 
 def to_rg(record: Comparison | Rating, dataset: str) -> rg.Record:
-    """The record as Argilla's SDK takes it. Votes that it has already stay behind."""
+    """The record as an object of Argilla's SDK, without its votes."""
     import argilla as rg
 
     hidden: dict[str, Any] = {
@@ -169,22 +169,20 @@ def to_rg(record: Comparison | Rating, dataset: str) -> rg.Record:
 
 
 def _on_screen(prompt: list[Message]) -> list[Part]:
-    """The messages of the page. Argilla takes no empty one and no long role."""
+    """The messages of the page. Argilla takes no empty message and no long role."""
     return [_fitting(part) for part in prompt_parts(prompt)]
 
 
 def _fitting(part: Part) -> Part:
     role = part.who.partition(" ")[0]
     text = part.text or ("" if role in ("system", "user") else "(empty)")
-    return (
-        Part(part.who, text)
-        if len(part.who) <= LONGEST_ROLE
-        else Part(role, f"[{part.who}]\n{text}")
-    )
+    if len(part.who) <= LONGEST_ROLE:
+        return Part(part.who, text)
+    return Part(role, f"[{part.who}]\n{text}")
 
 
 def _exact(prompt: list[Message]) -> dict[str, Any]:
-    """The turns and tools of a prompt of which the page shows more, or less, than plain texts."""
+    """The exact turns and tools of a prompt, where the page shows anything but its plain texts."""
     tools, turns = tools_of(prompt), [message.to_dict() for message in prompt]
     plain = all(turn.keys() == {"role", "content"} and turn["content"] for turn in turns)
     return {} if plain and not tools else {"prompt": turns, "tools": tools}
@@ -199,8 +197,8 @@ def _unseen(response: Response) -> dict[str, Any]:
 
 
 def read_guidelines(path: Path) -> str:
-    """Guidelines for annotators, Markdown. Raises ``DataError`` for a file that is missing, is no
-    text or is longer than Argilla takes.
+    """Read guidelines for annotators in Markdown. Raises ``DataError`` for a file that is missing,
+    is no text, or is longer than Argilla takes.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -216,17 +214,17 @@ def read_guidelines(path: Path) -> str:
 
 
 def of_prefloop(item: Mapping[str, Any]) -> bool:
-    """Whether a record on the server was pushed by prefloop, rather than added by another hand."""
+    """Whether a record on the server was pushed by prefloop, and not added by somebody else."""
     return bool(item.get("external_id")) and HIDDEN in (item.get("metadata") or {})
 
 
 def id_of(item: Mapping[str, Any]) -> str:
-    """A record's id: the one it was logged with, else Argilla's own."""
+    """A record's id: the one with which it was logged, else Argilla's own."""
     return str(item.get("external_id") or item["id"])
 
 
 def to_answers(item: Mapping[str, Any], names: Mapping[str, str]) -> Item:
-    """A record of the server with its answers, oldest first; ``names`` maps user ids to names.
+    """A record of the server with its answers, oldest first. ``names`` maps user ids to names.
 
     ``at`` is when the annotator last changed the answer, UTC.
     """
@@ -246,14 +244,14 @@ def to_answers(item: Mapping[str, Any], names: Mapping[str, str]) -> Item:
 
 
 def _moment(written: str) -> str:
-    """Argilla writes UTC without saying so."""
+    """A time of Argilla with its zone: it writes UTC without saying so."""
     moment = datetime.datetime.fromisoformat(written)
     return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).isoformat()
 
 
 def to_values(vote: Vote | Thumb, swapped: bool) -> dict[str, Any]:
-    """The answer on screen that gives ``vote`` at pull. A strength must be 1, 2 or 3: ``DataError``
-    for another.
+    """The answer on screen that becomes ``vote`` when it is pulled. Raises ``DataError`` for a
+    strength other than 1, 2 and 3.
     """
     if isinstance(vote, Thumb):
         chosen: dict[str, str | None] = {"thumb": vote.value}

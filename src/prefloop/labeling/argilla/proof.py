@@ -1,9 +1,9 @@
-"""The server of a home shows that it is, before a key goes out: whoever listens on its port may be
-anybody.
+"""Make the server of a home prove its identity before a key is sent, since any program could listen
+on its port.
 
-Every connection begins with a question that only a process with the home's secret can answer; see
-``prefloop_labeling.proof``, the other side. Nothing else is sent over a connection whose answer is
-wrong, and a connection that is opened again is asked again.
+Every connection begins with a challenge that only a process with the home's secret can answer.
+``prefloop_labeling.proof`` is the other side. After a wrong answer nothing else is sent over the
+connection. A connection that is opened again is challenged again.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _LONGEST_ANSWER = 4096  # bytes
 
 
 class NotOurs(httpcore.ConnectError):
-    """Somebody listens, and it is not the home's own server."""
+    """Another program listens, and not the home's own server."""
 
 
 class Proving(httpcore.NetworkBackend):
-    """Opens connections as ``backend`` does, and asks each for the proof. Raises ``NotOurs`` where
-    it is not given.
+    """Opens connections as ``backend`` does, and asks for the proof on each. Raises ``NotOurs``
+    where it is not given.
     """
 
     def __init__(self, backend: httpcore.NetworkBackend, home: Path) -> None:
@@ -40,7 +40,7 @@ class Proving(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: object = None,
     ) -> httpcore.NetworkStream:
-        """A connection to the home's own server."""
+        """Open a connection to the home's own server."""
         options = {
             "timeout": timeout,
             "local_address": local_address,
@@ -64,8 +64,8 @@ class Proving(httpcore.NetworkBackend):
             home = os.stat(self._home)
         except (OSError, UnicodeDecodeError) as error:
             raise NotOurs(f"{self._home}/auth-secret cannot be read ({error})") from None
-        # The home and the port: a copy of the home has the same secret, and a stranger could pass
-        # the question on.
+        # The home and the port are part of the challenge: a copy of the home has the same secret,
+        # and a stranger could pass the challenge on.
         asked = f"prefloop proof\n{nonce}\n{home.st_dev}:{home.st_ino}\n{port}"
         return hmac.new(secret.encode(), asked.encode(), hashlib.sha256).hexdigest().encode()
 
@@ -73,7 +73,7 @@ class Proving(httpcore.NetworkBackend):
 def _answer(
     stream: httpcore.NetworkStream, host: str, port: int, nonce: str, timeout: float | None
 ) -> bytes:
-    """The proof in the answer's header; empty when there is none."""
+    """The proof in the answer's header; empty where there is none."""
     named = f"[{host}]" if ":" in host else host
     stream.write(
         f"GET {PATH}?{nonce} HTTP/1.1\r\nHost: {named}:{port}\r\n\r\n".encode("ascii"), timeout

@@ -1,12 +1,12 @@
-"""What comes back from a dataset: records with votes, and what was left out.
+"""The result of a pull: records with votes, and counts of what was left out.
 
-Records that prefloop has pushed come back as they were (``data.argilla_own``); those of a dataset
-that was made elsewhere are read as its fields and questions are understood
-(``data.argilla_votes.Reading``).
+Records that prefloop has pushed come back as they were (``data.argilla_own``). Those of a dataset
+that was made elsewhere are read by the meaning of its fields and questions
+(``data.argilla_votes.ArgillaReading``).
 
-Votes of simulated annotators stand in for those of people and are never mixed with them unasked:
-where people have voted, theirs alone are taken. Only a dataset that programs alone have voted in
-gives the programs' votes.
+Votes of simulated annotators replace those of people, and are never mixed with them unasked: where
+people have voted, only their votes are taken. The votes of programs are taken from a dataset in
+which only programs have voted.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from prefloop.records import Demonstration, Prompt, Record, to_dict
 
 @dataclasses.dataclass(frozen=True)
 class Pulled:
-    """Records with at least one vote, in the order in which they were pushed, and what was left
-    out.
+    """Records with at least one vote, in the order in which they were pushed, and counts of what
+    was left out.
     """
 
     records: list[Any]
-    """Comparisons or ratings; prompts too where records without votes were asked for."""
+    """Comparisons or ratings, and prompts too where records without votes were asked for."""
     votes: int
     drafts: int
     """Answers that an annotator has begun and not submitted."""
     discards: int
     """Records that an annotator has skipped."""
     foreign: int
-    """Answered records that another hand has added to the dataset."""
+    """Answered records that somebody else has added to the dataset."""
     simulated: int = 0
-    """Of ``votes``, those of simulated annotators."""
+    """How many of ``votes`` are by simulated annotators."""
     set_aside: int = 0
     """Votes of simulated annotators that are left out because people have voted."""
     refused: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    """Records that cannot be used, by id, and why."""
+    """Ids of records that cannot be used, with the reason."""
     reading: ArgillaReading | None = None
-    """How a dataset that was made elsewhere was understood."""
+    """How a dataset that was made elsewhere is read."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """What was done to the texts of such a dataset, a line each."""
 
     def describe(self) -> str:
-        """What came, and what was left out."""
+        """A summary for the log."""
         left = [f"{counted(self.drafts, 'draft')} and {counted(self.discards, 'discard')} left out"]
         if self.set_aside:
             left.append(
@@ -89,12 +89,12 @@ def pulled(
     unvoted: bool = False,
     loadable: bool = True,
 ) -> Pulled:
-    """Records with votes out of the server's records, in their order; ``people`` maps user ids. See
-    ``Argilla.pull`` for ``simulated``.
+    """The records with votes, in the order of the server's records. ``people`` maps user ids to
+    users. See ``Argilla.pull`` for ``simulated``.
 
-    ``reading`` is of a dataset that prefloop has not made, whose responses come from ``source``.
-    ``unvoted``: records without votes too. ``loadable``: leave out what the loader would refuse
-    once it stands in a file.
+    ``reading`` is for a dataset that prefloop has not made, whose responses get ``source``.
+    ``unvoted`` takes records without votes too. ``loadable`` leaves out what the loader would
+    refuse once it is in a file.
     """
     names = {id: person.name for id, person in people.items()}
     machines = {person.name for person in people.values() if person.simulated}
@@ -110,50 +110,46 @@ def pulled(
             continue
         (item, changed), id = to_answers(raw, names).mended(), id_of(raw)
         try:
-            found = (
-                [own_record(item, id)]
-                if reading is None
-                else _of_others(item, id, reading, source, notes)
+            read: list[Record] = (
+                _of_others(item, id, reading, source, notes) if reading else [own_record(item, id)]
             )
             if loadable:
-                check_loadable(found, ids)
+                check_loadable(read, ids)
         except BadRow as bad:
             refused.append((neutral(id), neutral(f"{bad.field} {bad.problem}".strip())))
         else:
-            records += found
-            ids.update(record.id for record in found)
+            records += read
+            ids.update(record.id for record in read)
             mended += changed
             counts.update(answer.status for answer in item.answers)
     votes = _voters(records)
     of_machines = sum(name in machines for name in votes)
     set_aside = of_machines if of_machines < len(votes) and not simulated else 0
     if set_aside:
+        by_people = ([v for v in record.votes if v.annotator not in machines] for record in records)
         records = [
-            dataclasses.replace(
-                record, votes=[vote for vote in record.votes if vote.annotator not in machines]
-            )
-            for record in records
+            dataclasses.replace(record, votes=votes)
+            for record, votes in zip(records, by_people, strict=True)
         ]
     if not unvoted:
         records = [record for record in records if record.votes]
-    kept = of_machines - set_aside
     return Pulled(
         records,
-        len(votes) - set_aside,
-        counts["draft"],
-        counts["discarded"],
-        foreign,
-        kept,
-        set_aside,
-        refused,
-        reading,
-        [*notes.lines(), *said_mended(mended)],
+        votes=len(votes) - set_aside,
+        drafts=counts["draft"],
+        discards=counts["discarded"],
+        foreign=foreign,
+        simulated=of_machines - set_aside,
+        set_aside=set_aside,
+        refused=refused,
+        reading=reading,
+        notes=[*notes.lines(), *said_mended(mended)],
     )
 
 
 def check_loadable(records: Iterable[Record], ids: Collection[str] = ()) -> None:
-    """Raises ``BadRow`` for a record that the loader would refuse once it stands in a file, where
-    ``ids`` stand before it.
+    """Raise ``BadRow`` for a record that the loader would refuse once it is in a file, after
+    records with ``ids``.
     """
     for record in records:
         if record.id in ids:
@@ -165,7 +161,7 @@ def check_loadable(records: Iterable[Record], ids: Collection[str] = ()) -> None
 
 
 def said_mended(answers: int) -> list[str]:
-    """A line about answers with characters that were replaced, if there are some."""
+    """A line about answers in which characters were replaced, if there are any."""
     what = "with characters that no file can carry, such as NUL: each is now \ufffd"
     return [f"{counted(answers, 'answer')} {what}"] if answers else []
 
@@ -174,9 +170,9 @@ def _of_others(
     item: Item, id: str, reading: ArgillaReading, source: str, notes: Notes
 ) -> list[Record]:
     row = row_of(item, reading, id, source)
-    found = records_of(item, reading, row)
+    records = records_of(item, reading, row)
     notes.add(row)
-    return found
+    return records
 
 
 def _voters(records: Iterable[Any]) -> list[str]:

@@ -1,12 +1,13 @@
-"""What a dataset that was made elsewhere means: by ``--questions``, or by a guess that is said.
+"""The meaning of a dataset that was made elsewhere, by ``--questions`` or by a guess that is
+logged.
 
-``KEY=NAMES``, several of them: ``prompt=FIELD`` (or several, joined by a line break),
-``system=FIELD``, ``responses=FIELD,FIELD`` in the order that votes refer to; ``preferred=QUESTION``
-(a ranking, a label, or a rating of the pair whose low values are for the first response),
-``ratings=QUESTION,QUESTION`` (one a response), ``thumb=QUESTION`` (a label or a rating of one
-response); ``strength=QUESTION``, ``why=QUESTION``. Values that say nothing by themselves are given
-after a colon: ``preferred=QUESTION:VALUE,VALUE,VALUE`` in the order of the responses, what follows
-is a tie; ``thumb=QUESTION:UP,DOWN``.
+``--questions`` takes several ``KEY=NAMES``: ``prompt=FIELD`` (or several fields, joined by a line
+break), ``system=FIELD``, ``responses=FIELD,FIELD`` in the order to which votes refer;
+``preferred=QUESTION`` (a ranking, a label, or a rating of the pair whose low values are for the
+first response), ``ratings=QUESTION,QUESTION`` (one for each response), ``thumb=QUESTION`` (a label
+or a rating of one response); ``strength=QUESTION``, ``why=QUESTION``. Values that do not explain
+themselves follow a colon: ``preferred=QUESTION:VALUE,VALUE,VALUE`` in the order of the responses,
+where further values are ties; ``thumb=QUESTION:UP,DOWN``.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ KEYS = ("prompt", "system", "responses", "preferred", "ratings", "thumb", "stren
 
 
 def reading_of(dataset: Dataset, given: Sequence[str], votes: bool = True) -> ArgillaReading | None:
-    """How a dataset is read; ``None`` for one of prefloop's own. ``votes``: there must be some to
-    read.
+    """How a dataset is read; ``None`` for one of prefloop's own. ``votes``: the dataset must have
+    votes to read.
 
     Raises ``ConfigError`` for a wrong ``given``, ``DataError`` where the names leave a doubt.
     """
@@ -69,7 +70,7 @@ def reading_of(dataset: Dataset, given: Sequence[str], votes: bool = True) -> Ar
 
 def _parse(given: Sequence[str]) -> dict[str, tuple[list[str], list[str]]]:
     """Key → names, and the values after the colon."""
-    found: dict[str, tuple[list[str], list[str]]] = {}
+    parsed: dict[str, tuple[list[str], list[str]]] = {}
     for one in given:
         key, equals, rest = one.partition("=")
         names, _, values = rest.partition(":")
@@ -77,14 +78,14 @@ def _parse(given: Sequence[str]) -> dict[str, tuple[list[str], list[str]]]:
             raise ConfigError(f"--questions '{one}': expected KEY=NAME, such as preferred=better")
         if key not in KEYS:
             raise ConfigError(f"--questions '{one}': '{key}' is unknown; {among(key, KEYS)}")
-        if key in found:
+        if key in parsed:
             raise ConfigError(f"--questions: '{key}' is given twice")
         if values and key not in ("preferred", "thumb"):
             raise ConfigError(
                 f"--questions '{one}': values after a colon are for preferred and thumb"
             )
-        found[key] = names.split(","), values.split(",") if values else []
-    return found
+        parsed[key] = names.split(","), values.split(",") if values else []
+    return parsed
 
 
 def _reading(dataset: Dataset, named: dict[str, tuple[list[str], list[str]]]) -> ArgillaReading:
@@ -133,21 +134,21 @@ def _reading(dataset: Dataset, named: dict[str, tuple[list[str], list[str]]]) ->
     return reading
 
 
-def _known(names: list[str], there: list[str], what: str) -> tuple[str, ...]:
+def _known(names: list[str], existing: list[str], what: str) -> tuple[str, ...]:
     for name in names:
-        if name not in there:
+        if name not in existing:
             raise ConfigError(
-                f"--questions: the dataset has no {what} '{name}'; {among(name, there)}"
+                f"--questions: the dataset has no {what} '{name}'; {among(name, existing)}"
             )
     if len(set(names)) < len(names):
         raise ConfigError(f"--questions: {', '.join(names)} names a {what} twice")
     return tuple(names)
 
 
-def _single(key: str, found: Sequence[Any]) -> Any:
-    if len(found) != 1:
-        raise ConfigError(f"--questions: {key} takes one name, found {len(found)}")
-    return found[0]
+def _single(key: str, named: Sequence[Any]) -> Any:
+    if len(named) != 1:
+        raise ConfigError(f"--questions: {key} takes one name, found {len(named)}")
+    return named[0]
 
 
 def _preferred(
@@ -192,16 +193,16 @@ def _preferred(
 
 
 def _options(question: ArgillaQuestion, values: list[str]) -> list[Any]:
-    there = {str(option): option for option in question.options}
+    options = {str(option): option for option in question.options}
     for value in values:
-        if value not in there:
+        if value not in options:
             raise ConfigError(
                 f"--questions: question '{question.name}' has no value '{value}';"
-                f" {among(value, list(there))}"
+                f" {among(value, list(options))}"
             )
     if len(set(values)) < len(values):
         raise ConfigError(f"--questions: a value of '{question.name}' is named twice")
-    return [there[value] for value in values]
+    return [options[value] for value in values]
 
 
 def _ratings(

@@ -1,12 +1,12 @@
-"""Records to Argilla and votes back.
+"""Send records to Argilla and get votes back.
 
-Datasets, users and records go there through Argilla's own client; answers come and go over its REST
-API: that client loses when an answer was given and the ranks of a ranking, and fails at a discard
-without values (docs/design.md). A push sends what is not there yet, batch by batch; Argilla takes a
-batch whole or not at all and keeps record ids unique within a dataset, so a push that was killed is
-repeated, not repaired. A pull reads every record that has an answer. Dropped on purpose: asking
-only for what changed since the last pull. Argilla cannot say: a changed vote leaves its record's
-``updated_at`` alone, and answers logged in bulk leave the dataset's ``last_activity_at`` alone.
+Datasets, users and records are sent with Argilla's own client. Answers use its REST API, because
+the client loses the time of an answer and the ranks of a ranking, and fails at a discard without
+values (docs/design.md). A push sends what the server does not hold yet, batch by batch. Argilla
+takes a batch whole or not at all and keeps record ids unique within a dataset, so a push that was
+killed is repeated and needs no repair. A pull reads every record that has an answer. It cannot ask
+only for what changed since the last pull: a changed vote does not change its record's
+``updated_at``, and answers logged in bulk do not change the dataset's ``last_activity_at``.
 """
 
 from __future__ import annotations
@@ -41,31 +41,33 @@ LISTED = 20  # records named one by one in a message
 
 @dataclasses.dataclass(frozen=True)
 class Pushed:
-    """What a push did: records ``sent``, and those ``present`` before with the same content."""
+    """The result of a push: the number of records ``sent``, and of those ``present`` before with
+    the same content.
+    """
 
     sent: int
     present: int
     replaced: bool = False
-    """Whether the dataset had other guidelines before."""
+    """Whether other guidelines were replaced."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far the labelling of a dataset is."""
+    """The progress of a dataset's labelling."""
 
     total: int
     completed: int
     """Records with the minimum of submitted answers."""
     pending: int
     annotators: dict[str, dict[str, int]]
-    """Name → answers ``submitted``, ``draft`` and ``discarded``."""
+    """Name → number of answers ``submitted``, ``draft`` and ``discarded``."""
 
 
 class Argilla:
-    """One server, as the user whose key the connection holds. Every method raises ``LabelError``
-    saying what is in the way.
+    """One server, used with the key of the connection. Every method raises ``LabelError`` with the
+    reason of a failure.
 
-    As a context manager it lets go of its connections at the end.
+    As a context manager it closes its connections at the end.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -79,7 +81,7 @@ class Argilla:
         self.rest.close()
 
     def check(self, workspace: str = "default") -> None:
-        """Whether the server answers, knows the key and has the workspace."""
+        """Check that the server answers, knows the key and has the workspace."""
         self.datasets.workspace(workspace)
 
     def push(
@@ -90,27 +92,26 @@ class Argilla:
         guidelines: str | None = None,
         min_submitted: int | None = None,
     ) -> Pushed:
-        """Send what the dataset does not hold yet; it is made when missing, for comparisons or for
-        ratings as the records are.
+        """Send the records that the dataset does not hold yet. A missing dataset is made, for
+        comparisons or for ratings as the records are.
 
-        ``guidelines`` (Markdown) replace those of a dataset that is there; ``min_submitted`` (1
-        unless given) completes a record. Raises ``DataError`` naming records that Argilla does not
-        take, or that are there with other content; then nothing was sent or changed.
+        ``guidelines`` (Markdown) replace those of an existing dataset. ``min_submitted`` answers
+        (default 1) complete a record. Raises ``DataError`` naming records that Argilla does not
+        take, or that the dataset holds with other content; then nothing was sent or changed.
         """
         by_id = by_id_of(records)
         kind = one_kind(by_id.values(), dataset)
         require_takeable(by_id.values())
-        found, fresh = self.datasets.ensure(dataset, workspace, kind, guidelines, min_submitted)
-        present = set() if fresh else self._present(found, by_id)
+        target, fresh = self.datasets.ensure(dataset, workspace, kind, guidelines, min_submitted)
+        present = set() if fresh else self._present(target, by_id)
         missing = [record for id, record in by_id.items() if id not in present]
         if missing:
-            with progress(
-                f"pushing to {dataset}", len(by_id), "records", done=len(present)
-            ) as advance:
+            what = f"pushing to {dataset}"
+            with progress(what, len(by_id), "records", done=len(present)) as advance:
                 for batch in batches(missing, BATCH):
-                    self._send(found, batch)
+                    self._send(target, batch)
                     advance(len(batch))
-        replaced = guidelines is not None and self.datasets.guide(found, guidelines)
+        replaced = guidelines is not None and self.datasets.guide(target, guidelines)
         return Pushed(len(missing), len(present), replaced)
 
     def pull(
@@ -122,60 +123,49 @@ class Argilla:
         questions: Sequence[str] = (),
         unvoted: bool = False,
     ) -> Pulled:
-        """Every record with a submitted answer, as it was pushed and with a vote for each. ``ids``:
-        of these alone.
+        """Every record with a submitted answer, as it was pushed, with a vote for each answer.
+        ``ids`` limits it to these records.
 
         Where people have voted, votes of simulated annotators are left out and counted, unless
-        ``simulated`` asks for them. A dataset that prefloop has not made is read as its fields and
-        questions are understood, or as ``questions`` say; see ``questions.reading_of``.
-        ``unvoted``: records without an answer too.
+        ``simulated`` asks for them. A dataset that prefloop has not made is read as ``questions``
+        say, or by the names of its fields and questions; see ``questions.reading_of``. ``unvoted``
+        takes records without an answer too.
         """
-        found = self.datasets.find(dataset, workspace)
-        reading = reading_of(found, questions, votes=not unvoted)
-        items = self.datasets.all(found) if unvoted else self.datasets.answered(found)
-        ordered = sorted(items, key=lambda item: (item["inserted_at"], item["id"]))
+        pulled_from = self.datasets.find(dataset, workspace)
+        reading = reading_of(pulled_from, questions, votes=not unvoted)
+        read = self.datasets.all if unvoted else self.datasets.answered
+        ordered = sorted(read(pulled_from), key=lambda item: (item["inserted_at"], item["id"]))
         if ids is not None:
             wanted = set(ids)
             ordered = [item for item in ordered if item.get("external_id") in wanted]
         source = f"argilla:{workspace}/{dataset}"
-        # Who names records has them: what was sampled into them, such as a NUL, is no reason to
-        # lose their votes.
-        return pulled(
-            ordered,
-            self.datasets.people(found),
-            simulated,
-            reading,
-            source,
-            unvoted,
-            loadable=ids is None,
-        )
+        # A caller who names records gets them. A character such as NUL that was sampled into one is
+        # no reason to lose its votes.
+        people = self.datasets.people(pulled_from)
+        loadable = ids is None
+        return pulled(ordered, people, simulated, reading, source, unvoted, loadable)
 
     def simulated(self, dataset: str, workspace: str = "default") -> set[str]:
-        """Names of the accounts that ``vote`` has made, of those that may have answered in the
+        """Names of the accounts that ``vote`` has made, among those that may have answered in the
         dataset.
         """
         people = self.datasets.people(self.datasets.find(dataset, workspace))
         return {person.name for person in people.values() if person.simulated}
 
     def progress(self, dataset: str, workspace: str = "default") -> Progress:
-        """Records in all, completed and pending, and every annotator's answers."""
-        found = self.datasets.find(dataset, workspace)
-        counts = self.datasets.counts(found)
-        return Progress(
-            counts["total"], counts["completed"], counts["pending"], self.datasets.each(found)
-        )
+        """The number of records in all, completed and pending, and every annotator's answers."""
+        labelled = self.datasets.find(dataset, workspace)
+        counts, each = self.datasets.counts(labelled), self.datasets.each(labelled)
+        return Progress(counts["total"], counts["completed"], counts["pending"], each)
 
     def states(
         self, dataset: str, ids: Sequence[str], workspace: str = "default"
     ) -> dict[str, bool]:
-        """Which of these records are there, and whether each has the minimum of submitted
+        """For each of these records that exists, whether it has the minimum of submitted
         answers.
         """
-        found = self.datasets.find(dataset, workspace)
-        return {
-            item["external_id"]: item["status"] == "completed"
-            for item in self.datasets.lookup(found, ids)
-        }
+        items = self.datasets.lookup(self.datasets.find(dataset, workspace), ids)
+        return {item["external_id"]: item["status"] == "completed" for item in items}
 
     def vote(
         self,
@@ -185,20 +175,20 @@ class Argilla:
         workspace: str = "default",
         status: Literal["submitted", "draft", "discarded"] = "submitted",
     ) -> int:
-        """Answer as ``annotator`` would on screen, record id → vote on the record as it was pushed;
-        the number of answers.
+        """Answer as ``annotator`` would on screen. ``votes`` maps record ids to votes on the
+        records as they were pushed. Returns the number of answers.
 
-        For simulated annotators, with an owner's key: the account is made when missing, carries a
-        mark, and answers with a key of its own; an account without the mark is a person's and a
-        ``LabelError``. An answer given before is replaced. ``at`` and the vote's own annotator are
-        not sent. Raises ``DataError`` for an unknown record and for a strength that the form does
-        not have; then nothing was sent.
+        This is for simulated annotators and needs an owner's key. A missing account is made; it
+        carries a mark, and answers with a key of its own. An account without the mark is a person's
+        and raises ``LabelError``. An earlier answer is replaced. ``at`` and the vote's own
+        annotator are not sent. Raises ``DataError`` for an unknown record, and for a strength that
+        the form does not have; then nothing was sent.
         """
-        found = self.datasets.find(dataset, workspace)
-        key = self._account(annotator, found.workspace_id)
+        target = self.datasets.find(dataset, workspace)
+        key = self._account(annotator, target.workspace_id)
         with Rest(dataclasses.replace(self.rest.connection, api_key=key)) as rest:
-            there = self.datasets.lookup(found, list(votes))
-            items = {item["external_id"]: item for item in there if of_prefloop(item)}
+            known = self.datasets.lookup(target, list(votes))
+            items = {item["external_id"]: item for item in known if of_prefloop(item)}
             unknown = [id for id in votes if id not in items]
             if unknown:
                 raise DataError(
@@ -223,7 +213,7 @@ class Argilla:
         return len(answers)
 
     def _present(self, dataset: Dataset, records: Mapping[str, Comparison | Rating]) -> set[str]:
-        """Ids that the dataset holds; another content under one of them is a ``DataError``."""
+        """Ids that the dataset holds. Raises ``DataError`` for an id with other content."""
         present: set[str] = set()
         other: list[str] = []
         for item in self.datasets.lookup(dataset, list(records)):
@@ -242,8 +232,8 @@ class Argilla:
     def _send(self, dataset: Dataset, batch: Sequence[Comparison | Rating]) -> None:
         client = self.rest.client
         try:
-            # Made, never replaced: ``Dataset.records.log`` would put new texts under answers that
-            # are there.
+            # Records are made and never replaced: ``Dataset.records.log`` would put new texts under
+            # existing answers.
             client.api.records.bulk_create(
                 dataset.id, [to_rg(record, dataset.name).api_model() for record in batch]
             )
@@ -256,54 +246,44 @@ class Argilla:
                     " push again"
                 ) from None
             at, why = _refused_item(refused.detail)
-            where = (
-                f"one of the records from {batch[0].id!r} on"
-                if at is None
-                else f"record {batch[at].id!r}"
-            )
+            where = f"one of the records from {batch[0].id!r} on"
+            where = where if at is None else f"record {batch[at].id!r}"
             raise DataError(f"Argilla does not take {where}: {why:.600}") from None
 
     def _account(self, name: str, workspace_id: str) -> str:
-        """The API key of a user, who is made and let into the workspace when need be."""
+        """The API key of a user, who is made and added to the workspace where needed."""
         users = {user["username"]: user for user in self.rest.get("/users")["items"]}
         password = secrets.token_urlsafe(18)
-        user = users.get(name) or self.rest.post(
-            "/users",
-            {
-                "username": name,
-                "first_name": name,
-                "last_name": MARK,
-                "role": "annotator",
-                "password": password,
-            },
-        )
+        account = {"username": name, "first_name": name, "last_name": MARK}
+        account |= {"role": "annotator", "password": password}
+        user = users.get(name) or self.rest.post("/users", account)
         if user["last_name"] != MARK:
             raise LabelError(
                 f"'{name}' is an account of a person at {self.rest.connection.url}, and a simulated"
                 " annotator is to vote under that name: rename the annotator"
             )
-        members = {
-            member["id"] for member in self.rest.get(f"/workspaces/{workspace_id}/users")["items"]
-        }
-        if user["id"] not in members:
-            self.rest.post(f"/workspaces/{workspace_id}/users", {"user_id": user["id"]})
+        members = f"/workspaces/{workspace_id}/users"
+        if user["id"] not in {member["id"] for member in self.rest.get(members)["items"]}:
+            self.rest.post(members, {"user_id": user["id"]})
         return str(user["api_key"])
 
 
 def by_id_of(records: Iterable[Comparison] | Iterable[Rating]) -> dict[str, Comparison | Rating]:
-    """The records by id, equal ones once. Raises ``DataError`` for two with one id."""
-    found: dict[str, Comparison | Rating] = {}
+    """The records by id; equal ones are taken once. Raises ``DataError`` for two with one id."""
+    by_id: dict[str, Comparison | Rating] = {}
     for record in records:
-        if record.id in found and digest(found[record.id]) != digest(record):
+        if record.id in by_id and digest(by_id[record.id]) != digest(record):
             raise DataError(
                 f"two records with other content have the id {record.id!r}: ids must be unique"
             )
-        found[record.id] = record
-    return found
+        by_id[record.id] = record
+    return by_id
 
 
 def one_kind(records: Collection[Comparison | Rating], dataset: str) -> Kind:
-    """What the records are. Raises ``DataError`` for none, and for both kinds at once."""
+    """The kind of the records. Raises ``DataError`` for no records, and for records of both
+    kinds.
+    """
     kinds = {kind_of(record) for record in records}
     if len(kinds) != 1:
         raise DataError(
@@ -314,7 +294,7 @@ def one_kind(records: Collection[Comparison | Rating], dataset: str) -> Kind:
 
 
 def require_takeable(records: Collection[Comparison | Rating]) -> None:
-    """Raises ``DataError`` naming records that Argilla does not take."""
+    """Raise ``DataError`` naming records that Argilla does not take."""
     refused = untakeable(records)
     if refused:
         lines = [f"  {record.id!r}: {why}" for record, why in refused[:LISTED]]
@@ -327,10 +307,10 @@ def require_takeable(records: Collection[Comparison | Rating]) -> None:
 
 
 def _refused_item(detail: Any) -> tuple[int | None, str]:
-    """The place in a batch that a refusal is about, and what is wrong there."""
+    """The place in a batch that an error is about, and what is wrong there."""
     if isinstance(detail, str):
-        found = re.match(r"Record at position (\d+) is not valid because (.*)", detail, re.DOTALL)
-        return (int(found[1]), found[2]) if found else (None, detail)
+        match = re.match(r"Record at position (\d+) is not valid because (.*)", detail, re.DOTALL)
+        return (int(match[1]), match[2]) if match else (None, detail)
     try:
         error = detail["params"]["errors"][0]
         return int(error["loc"][2]), str(error["msg"])
@@ -339,6 +319,5 @@ def _refused_item(detail: Any) -> tuple[int | None, str]:
 
 
 def _some(ids: Sequence[str]) -> str:
-    return ", ".join(repr(id) for id in ids[:5]) + (
-        f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-    )
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return ", ".join(map(repr, ids[:5])) + more
