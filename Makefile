@@ -10,7 +10,7 @@ LOCKED := install -q --disable-pip-version-check --no-deps --require-hashes
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 3 ? cores + 1 : 4)))
 LABELING := $(CURDIR)/.venv-labeling/bin/python
 
-.PHONY: install demo test test-fast test-labeling lint lock chromium clean
+.PHONY: install demo test test-fast test-labeling test-triton lint lock chromium clean
 
 install: .venv/.installed
 
@@ -37,9 +37,10 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 
-test: lint chromium .venv/triton test-labeling
+# What takes one core runs beside another such, and then the tests that share all cores.
+test: install
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint test-labeling test-triton chromium
 	PREFLOOP_LABELING_PYTHON=$(LABELING) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/models/test_triton_kernels.py
 
 # What most changes break: rows, losses, statistics, settings, the loop. No server, no browser, no run of the pipeline.
 FAST := base stats objectives config data commands rollouts training
@@ -48,6 +49,9 @@ test-fast: install
 
 test-labeling: .venv-labeling/.installed
 	cd labeling && PYTHONPATH=$(CURDIR)/labeling/src $(LABELING) -m pytest
+
+test-triton: .venv/triton
+	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/models/test_triton_kernels.py
 
 # The labelling server has an environment of its own: Argilla's pins fit no trainer's.
 .venv-labeling/.installed: labeling/requirements.txt labeling/requirements-test.txt

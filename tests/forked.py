@@ -19,6 +19,7 @@ import sys
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TextIO
 
 # With one thread for OpenMP, the only thread that these start is that of pyarrow's allocator
 # (jemalloc), which makes itself ready for forks. One that did not would be fatal: what it held at
@@ -154,12 +155,27 @@ def _begin(
     sys.argv = [script, *arguments]
     if not sys.modules["prefloop"].__file__.startswith(named[1]):
         _forget_prefloop()
+    # What is written outlives a kill. Only a power cut would lose it, and waiting for the disk is a
+    # tenth of a run.
+    os.fsync = lambda descriptor: None
+    import matplotlib.figure
+
     import prefloop.base.console
 
+    matplotlib.figure.Figure.savefig = _undrawn
     # Progress lines on every step instead of every ten seconds, so that a test can stop the process
     # inside a stage.
     prefloop.base.console.PLAIN_EVERY_S = 0
     runpy.run_path(script, run_name="__main__")
+
+
+def _undrawn(figure: object, file: TextIO, **options: object) -> None:
+    """In the place of ``savefig``: a figure is composed of the run's numbers, and its ink left out.
+
+    Drawing takes a second of every run. tests/report/ draw all figures, and so do processes that
+    are not forked.
+    """
+    file.write('<svg viewBox="0 0 1 1"></svg>')
 
 
 def _forget_prefloop() -> None:
