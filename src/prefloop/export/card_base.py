@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
 import yaml
 from huggingface_hub import ModelCard
 
@@ -46,6 +47,18 @@ class Base:
     rope: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What backbone.rope changes in its configuration (``models.rope.overrides``)."""
     talk: PromptTokens | None = None
+
+
+def filled(template: str, **context: object) -> str:
+    """A template of this folder with its values."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(context)
 
 
 def base_name(model: str) -> str:

@@ -7,6 +7,7 @@ from prefloop.artifacts.results import BASELINE, GOLD, JUDGE, REWARD, aligned, r
 from prefloop.config.algorithms import ROLLOUTS, kind_of
 from prefloop.evaluation.learnt import unmoved
 from prefloop.evaluation.standing import programs
+from prefloop.report.hacking import alarm_of
 from prefloop.report.page import interval, label, percent, spoken, stage_label
 from prefloop.report.readings import control_of, lead_of, name_of
 from prefloop.report.summary import Summary
@@ -87,9 +88,8 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
             )
         if isinstance(warning := stage.metrics.get("warning"), str):
             notes.append(f"{stage_label(stage.name)}: {warning}.")
-        alarm = stage.metrics.get("alarm")
-        raised = alarm.get("raised") if isinstance(alarm, dict) else None
-        if isinstance(raised, list) and raised:
+        alarm = alarm_of(stage)
+        if alarm is not None and alarm.raised:
             notes.append(
                 f"The alarm for reward hacking was raised in {stage_label(stage.name)}: see Reward"
                 " hacking before trusting its win rates."
