@@ -37,6 +37,10 @@ WORDS = {
     **{name: f"reinforcement learning on sampled responses ({name.upper()})" for name in ROLLOUTS},
     **{name: f"learning from pairs without a reward model ({name})" for name in PAIR},
 }
+UNSAFE = (
+    "It keeps the base model's errors, biases and unsafe answers. Nothing here was trained or"
+    " tested for safety."
+)
 _USED_BY: Mapping[str, tuple[str, ...]] = {
     "beta": (*(loss for loss in PAIR if loss not in ("orpo", "simpo")), "kto"),
     "flipped_share": ("cdpo", "robust"),
