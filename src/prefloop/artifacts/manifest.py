@@ -1,4 +1,4 @@
-"""What an artifact says of itself: how it came to be, what came out, and the hashes of its
+"""The manifest of an artifact: its inputs and settings, its metrics, and the hashes of its
 files.
 """
 
@@ -20,8 +20,8 @@ _KEY = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 def is_name(text: str) -> bool:
-    """Whether a stage or a slot can be called so: it becomes the name of a file, and none leaves
-    its folder.
+    """Whether a stage or a slot can have this name: it becomes the name of a file inside a
+    folder.
     """
     return text not in ("", ".", "..") and not {"/", "\0"} & set(text)
 
@@ -33,7 +33,7 @@ class Manifest:
     stage: str
     key: str
     identity: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What the key was made from, but for the inputs."""
+    """Everything but the inputs that the key was made from."""
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)
     """The key of the artifact in each slot that the stage needed."""
     reads: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -63,24 +63,24 @@ _CHECKED = TypeAdapter(Manifest)
 
 def read_manifest(folder: Path, required: bool = True) -> Manifest:
     """The manifest of the artifact in ``folder``. Raises ``StoreError`` for one that is missing or
-    not what was written.
+    damaged.
 
-    ``required``: one of an earlier version, without its own digest, is refused too.
+    ``required``: refuse one of an earlier version too, which has no digest of its own.
     """
     path = folder / MANIFEST
     content = read_sealed(path, required)
     try:
-        found = _CHECKED.validate_python(content)
+        manifest = _CHECKED.validate_python(content)
     except (ValidationError, RecursionError) as error:
         what = "nested too deep"
         if isinstance(error, ValidationError):
             first = error.errors(include_url=False)[0]
             what = f"field '{'.'.join(map(str, first['loc']))}': {first['msg']}"
         raise StoreError(f"{path}: damaged, {what[:200]}") from None
-    wrong = [name for name in (found.stage, *found.inputs) if not is_name(name)]
-    wrong += [key for key in (found.key, *found.inputs.values()) if not _KEY.fullmatch(key)]
+    wrong = [name for name in (manifest.stage, *manifest.inputs) if not is_name(name)]
+    wrong += [key for key in (manifest.key, *manifest.inputs.values()) if not _KEY.fullmatch(key)]
     if wrong:
         raise StoreError(
             f"{path}: damaged, {wrong[0][:80]!r} is no name of a stage, a slot or an artifact"
         )
-    return found
+    return manifest

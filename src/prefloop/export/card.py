@@ -116,10 +116,10 @@ def _what(method: Card, base: str) -> str:
     """What the files are."""
     if method.name == "lora":
         return f"a LoRA adapter for `{base}`"
-    told = (
+    reference = (
         f"{method.title}; {f'arXiv {method.paper}' if method.paper[:4].isdigit() else method.paper}"
     )
-    return f"an adapter of method {method.name} ({told}) for `{base}`"
+    return f"an adapter of method {method.name} ({reference}) for `{base}`"
 
 
 def _summary(kind: str, base: str, method: Card, merged: bool) -> str:
