@@ -22,15 +22,6 @@ class Score(Stored):
     stderr: Number = None
     n: int | None = None
 
-    @property
-    def estimate(self) -> Estimate:
-        """The number with its 95 % interval, 1.96 standard errors to each side."""
-        if self.value is None or self.stderr is None:
-            return Estimate(self.value)
-        return Estimate(
-            self.value, self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr
-        )
-
 
 @dataclass(frozen=True, config=FILE)
 class MetricScores(Stored):
