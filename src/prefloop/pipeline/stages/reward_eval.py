@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefloop.artifacts.store import Artifact
@@ -43,7 +44,7 @@ class RewardTest(Stage):
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, object]:
         reward = Reward.load(work.runtime.backbone, inputs["reward"].path)
-        tests: dict[str, object] = {}
+        tests: dict[str, Mapping[str, Any]] = {}
         try:
             for number, path in enumerate(self.data.reward_tests):
                 scratch = work.scratch / str(number)
