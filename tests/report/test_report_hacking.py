@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import report_fixture
 from report_page import Page, report
+
+from prefloop.errors import DataError
 
 
 def alarm(**changes: Any) -> dict[str, Any]:
@@ -44,7 +47,8 @@ def raised(action: str, **changes: Any) -> dict[str, Any]:
 
 def test_a_stage_that_was_not_watched_has_no_such_part(tmp_path: Path) -> None:
     assert "Reward hacking" not in report(tmp_path).headings
-    assert "Reward hacking" not in shown(tmp_path / "broken", "nonsense").headings
+    with pytest.raises(DataError, match=r"stage ppo: alarm: .*found 'nonsense'"):
+        shown(tmp_path / "broken", "nonsense")
 
 
 def test_silence_is_said_with_its_steps_and_what_was_watched(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, model_validator
 
-from prefloop.records import Message, SampledConversation, from_dict, to_dict
+from prefloop.records import SampledConversation, from_dict, to_dict
 
 FILE = ConfigDict(extra="ignore")
 """Fields of a newer version are passed over."""
@@ -24,8 +24,6 @@ def to_json(value: Any) -> Any:
     """A result ready for JSON. A part that nobody measured (``None``, an empty text or an empty
     dataclass by default) is left out.
     """
-    if isinstance(value, Message):
-        return value.to_dict()
     if isinstance(value, SampledConversation):
         return to_dict(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -43,11 +41,11 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def read(kind: type[T], row: Mapping[str, Any]) -> T:
+def read(kind: type[T], row: dict[str, Any]) -> T:
     """The result of ``kind`` that ``to_json`` wrote as ``row``. Raises ``ValueError`` naming the
     field and its value.
     """
-    return from_dict(kind, dict(row))
+    return from_dict(kind, row)
 
 
 def finite(value: float | None) -> float | None:

@@ -25,7 +25,7 @@ from prefloop.base.sealed import check_files, files_in, hashes_of, remove, write
 from prefloop.errors import StoreError
 
 _NOT_FOR_US = (errno.EROFS, errno.EACCES, errno.EPERM)
-"""What the system says of a place that may be read and not written."""
+"""Errors of the system for a place that may be read and not written."""
 
 
 EVENTS = "events.jsonl"
@@ -39,14 +39,12 @@ def artifact_name(stage: str, key: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """A finished stage's output: a folder of files and the manifest that says how they came to
-    be.
-    """
+    """A finished stage's output: a folder of files and their manifest."""
 
     path: Path
     manifest: Manifest
     status: str = "reused"
-    """ran, resumed or reused, as this process came by it."""
+    """ran, resumed or reused, in this process."""
 
     @property
     def stage(self) -> str:
@@ -77,9 +75,9 @@ class Store:
         """Why nothing may be built; empty where it may."""
 
     def find(self, stage: str, key: str) -> Artifact | None:
-        """The artifact as it lies there, or ``None``; needs no lock and no right to write.
+        """The artifact, or ``None``; needs no lock and no right to write.
 
-        Raises ``StoreError`` where it is not what its manifest says, or its manifest is damaged.
+        Raises ``StoreError`` where its files differ from its manifest, or its manifest is damaged.
         """
         path = self.root / artifact_name(stage, key)
         if not os.path.lexists(path / MANIFEST) and (path.is_dir() or not os.path.lexists(path)):
@@ -87,7 +85,7 @@ class Store:
         manifest = read_manifest(path)
         if (manifest.stage, manifest.key) != (stage, key):
             raise StoreError(
-                f"{path / MANIFEST}: damaged, it is of {manifest.stage} {manifest.key[:16]}"
+                f"{path / MANIFEST}: damaged, it belongs to {manifest.stage} {manifest.key[:16]}"
             )
         check_files(path, manifest.files)
         if (
@@ -177,7 +175,7 @@ def lineage(root: Path, manifest: Manifest) -> list[Manifest]:
     Raises ``StoreError`` for a damaged one: without it a card would leave out what it has to
     disclose.
     """
-    found: list[Manifest] = []
+    ancestors: list[Manifest] = []
     seen: set[str] = set()
 
     def visit(of: Manifest) -> None:
@@ -188,10 +186,10 @@ def lineage(root: Path, manifest: Manifest) -> list[Manifest]:
             seen.add(key)
             made = read_manifest(place.parent, required=False)
             visit(made)
-            found.append(made)
+            ancestors.append(made)
 
     visit(manifest)
-    return found
+    return ancestors
 
 
 def try_lock(handle: IO[str]) -> bool:

@@ -36,15 +36,16 @@ def mean_grades(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> tuple[MeanGrade, ...]:
-    """Of each result with a grade, from (prompt id, response, grade); intervals resample prompts
-    and responses.
+    """The mean grade of each result that has one.
+
+    ``given`` holds (prompt id, response, grade). Intervals resample prompts and responses.
     """
     known = {
         (prompt_id, _key(reply)): grade
         for prompt_id, reply, grade in given
         if math.isfinite(grade.score)
     }
-    found = []
+    means = []
     for name, side in sides.items():
         graded = {
             prompt_id: grades
@@ -64,7 +65,7 @@ def mean_grades(
             return clustered_mean(values, seed=seed, resamples=resamples, level=level)
 
         parts = list(next(iter(graded.values()))[0].parts)
-        found.append(
+        means.append(
             MeanGrade(
                 name,
                 mean({i: [grade.score for grade in grades] for i, grades in graded.items()}),
@@ -75,7 +76,7 @@ def mean_grades(
                 sum(map(len, graded.values())),
             )
         )
-    return tuple(found)
+    return tuple(means)
 
 
 def _key(reply: Reply) -> str:

@@ -18,19 +18,17 @@ from prefloop.stats.position_bias import PositionBias
 from prefloop.stats.prediction_powered import Corrected
 
 USELESS = 0.9
-"""Share of pairs on which the two orders disagree from which a judge says nothing of the
-answers.
-"""
+"""Share of pairs on which the two orders disagree from which a judge is useless."""
 ONE_SIDED = 0.75
-"""Share of answers for one place from which a judge is warned of, where that is beyond chance."""
+"""Share of answers for one place from which a warning is given, where that is beyond chance."""
 FEWEST = 5
-"""Pairs below which neither is told."""
+"""Pairs below which neither warning is given."""
 _NAMED = 5
 
 
 def show_judged(found: Judged) -> None:
-    """Every duel, the ranking where there are more than two models, and what the judge cost; no
-    rate of a judge that may be guessing.
+    """Print every duel, the ranking of more than two models, and the judge's cost; no rates of a
+    judge that may be guessing.
     """
     if found.unproven:
         say(
@@ -98,7 +96,9 @@ def show_judged(found: Judged) -> None:
 
 
 def show_agreement(found: Calibration) -> None:
-    """Agreement per source of the judge, of always the longer, of people with each other."""
+    """Print by source how far the judge, always the longer response, and people agree with
+    people.
+    """
     table = Table(
         title=f"{_at(found.judge, found.address)} and people, % of verdicts alike without ties",
         title_justify="left",
@@ -140,7 +140,7 @@ def _at(judge: str, address: str) -> str:
 
 
 def _warn(position: PositionBias) -> None:
-    """Tell of a judge whose answers follow the places and not the responses."""
+    """Warn about a judge whose answers follow the order of showing and not the responses."""
     first = position.first_share.mean
     if position.n_comparisons < FEWEST:
         return

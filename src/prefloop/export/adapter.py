@@ -45,7 +45,7 @@ def export(reference: str, folder: Path, merge: bool = False, model: str | None 
     folder.
 
     With ``merge`` it holds the whole model in the backbone's floating-point type instead of an
-    adapter. ``model`` names the backbone where its name of then no longer leads to it. Raises
+    adapter. ``model``: path or name of the base model, if it has moved since training. Raises
     ``ConfigError`` for what cannot be exported, ``ModelError`` for what is no result.
     """
     place = locate(reference)
@@ -53,14 +53,14 @@ def export(reference: str, folder: Path, merge: bool = False, model: str | None 
         raise ConfigError(f"'{reference}' is the bare model: nothing in it was trained here")
     if not os.path.lexists(place.folder / MANIFEST):
         raise ConfigError(
-            f"'{reference}' is no artifact of a run ({MANIFEST} is missing), so there is nothing to"
-            " write a card from. A merged or exported adapter's own README.md says what loads it"
+            f"'{reference}' is no artifact of a run ({MANIFEST} is missing), so a card has no"
+            " source. A merged or exported adapter's own README.md says how to load it"
         )
     manifest = read_manifest(place.folder, required=False)
     if not isinstance(manifest.identity.get("backbone"), dict):
         raise StoreError(
-            f"{place.folder / MANIFEST}: damaged, identity.backbone does not say what the adapter"
-            " is on"
+            f"{place.folder / MANIFEST}: damaged, identity.backbone does not name the adapter's"
+            " base model"
         )
     if merge and (place.folder / HEAD).is_file():
         raise ConfigError(
@@ -148,10 +148,10 @@ def _write(place: Place, manifest: Manifest, draft: Path, merge: bool, model: st
         write_sealed(draft / ABOUT, about)
     write_tokenizer(runtime, draft)
     summary = place.run / "summary.json" if place.run else None
-    told = read_summary(summary).disclosure if summary and summary.is_file() else []
+    notes = read_summary(summary).disclosure if summary and summary.is_file() else []
     exported = Exported(
         compared_in(place, manifest),
-        told,
+        notes,
         environment()["versions"],
         policy.generation if policy else None,
         dtype,
@@ -216,7 +216,7 @@ def _write_merged(place: Place, draft: Path, model: str | None) -> str:
 
 
 def sampling_of(policy: Policy) -> dict[str, Any]:
-    """How a policy samples, as ``prefloop.json`` says it; the policy has to say that itself."""
+    """The sampling settings of a policy that records them, for ``prefloop.json``."""
     return content(policy.generation) | ({"engine": policy.engine} if policy.engine else {})
 
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 
 from prefloop.artifacts.adapter_config import read_adapter
@@ -22,8 +21,9 @@ from prefloop.base.console import counted
 from prefloop.config import GenerationConfig
 from prefloop.config.algorithms import IMITATING, ROLLOUTS, kind_of
 from prefloop.evaluation.learnt import unmoved
-from prefloop.export.card_base import Base
+from prefloop.export.card_base import Base, filled
 from prefloop.export.card_tables import (
+    UNSAFE,
     WORDS,
     Compared,
     card_for,
@@ -79,14 +79,9 @@ def model_card(
         eval_results=eval_results(kind, compared) or None,
     )
     people, simulated = _annotators(ancestors)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    text = environment.get_template("card.md.j2").render(
+    text = filled(
+        "card.md.j2",
+        merge=None,
         card_data=data.to_yaml(),
         title=f"{short}: {kind}" + ("" if merged or method.name == "lora" else f" ({method.name})"),
         summary=_summary(kind, base, method, bool(merged)),
@@ -121,10 +116,10 @@ def _what(method: Card, base: str) -> str:
     """What the files are."""
     if method.name == "lora":
         return f"a LoRA adapter for `{base}`"
-    told = (
+    reference = (
         f"{method.title}; {f'arXiv {method.paper}' if method.paper[:4].isdigit() else method.paper}"
     )
-    return f"an adapter of method {method.name} ({told}) for `{base}`"
+    return f"an adapter of method {method.name} ({reference}) for `{base}`"
 
 
 def _summary(kind: str, base: str, method: Card, merged: bool) -> str:
@@ -171,13 +166,7 @@ def _limits(kind: str, simulated: Sequence[Annotator], exported: Exported) -> li
         if kind == "reward"
         else "research on preference learning, on prompts like those it was trained on"
     )
-    lines = [
-        f"Meant for {use}.",
-        (
-            "It keeps the base model's errors, biases and unsafe answers. Nothing here was trained"
-            " or tested for safety."
-        ),
-    ]
+    lines = [f"Meant for {use}.", UNSAFE]
     if simulated:
         lines.append(
             "Simulated annotators voted by a disclosed score. Its preferences are those of the"

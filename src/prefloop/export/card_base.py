@@ -1,5 +1,5 @@
-"""The base model as a card speaks of it: its name, where the very weights are found again, how it
-is asked.
+"""The base model on a card: its name, where its very weights are, and the tokens of its chat
+format.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
 import yaml
 from huggingface_hub import ModelCard
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class PromptTokens:
-    """What ``generate`` of transformers has to be told to ask as the run did."""
+    """The tokens that ``generate`` of transformers needs to ask as the run did."""
 
     stop: int
     """Id of the token that ends a turn."""
@@ -32,7 +33,7 @@ class PromptTokens:
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """What is known of the base model where a card is written."""
+    """The base model of an exported adapter."""
 
     name: str
     """For people: a hub name, or the last part of a local folder's."""
@@ -48,6 +49,18 @@ class Base:
     talk: PromptTokens | None = None
 
 
+def filled(template: str, **context: object) -> str:
+    """A template of this folder with its values."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(context)
+
+
 def base_name(model: str) -> str:
     """The model's name; of a local folder its last part alone."""
     local = model.startswith((".", "/", "~")) or Path(model).is_dir()
@@ -55,7 +68,7 @@ def base_name(model: str) -> str:
 
 
 def licence(model_folder: Path) -> str | None:
-    """What the base model's own card says, where its folder has one that can be read."""
+    """The license that the base model's own card names; ``None`` without a readable card."""
     path = model_folder / "README.md"
     if not path.is_file():  # ModelCard.load would ask the hub
         return None
@@ -67,8 +80,7 @@ def licence(model_folder: Path) -> str | None:
 
 
 def base_of(runtime: Runtime, trained: str = "") -> Base:
-    """What is to be said of the model that a run is on; ``trained`` is the name that it had when
-    the adapter was trained, where that was another.
+    """The model that a run is on; ``trained`` is its name at training time, if it has moved since.
 
     A hub name leads to the weights only where they came from the hub: a local folder or a wheel of
     the same name may hold others.

@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from prefloop.artifacts.adapter_config import read_adapter
 from prefloop.config.adapters import CARDS
-from prefloop.export.card_base import base_of
-from prefloop.export.card_tables import cell
+from prefloop.export.card_base import base_of, filled
+from prefloop.export.card_tables import UNSAFE, cell
 from prefloop.export.loading import loading
 from prefloop.pipeline.stage import backbone_identity
 from prefloop.runs.runtime import environment
@@ -43,36 +43,6 @@ _WHAT = {
     ),
     "magnitude_prune": "the weighted sum of the largest changes of the weights",
 }
-_CARD = """---
-{data}
----
-
-# {short}: merged adapter
-
-A LoRA adapter for `{base}`, merged from {count} others with prefloop. It was not trained as a whole, and nobody has measured it: what was
-measured of its parts stands in their cards.
-
-## How it was made
-By `{how}`: {what}.
-
-| adapter | method | r | weight | artifact |
-|---|---|---|---|---|
-{rows}
-
-| setting | value |
-|---|---|
-{settings}
-
-## Use and limits
-- Meant for research on preference learning, on prompts like those that its parts were trained on.
-- It has what the base model has of errors, biases and unsafe answers; nothing here was trained or tested for safety.
-
-## Loading
-{loading}
-
-## Versions
-Merged with {versions}.
-"""  # noqa: E501
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +62,9 @@ def combined_card(
     runtime: Runtime,
     sampling: GenerationConfig | None = None,
 ) -> str:
-    """The card of the adapter in ``folder``, as text. ``settings``: how, density, seed, rank, kept.
-    ``sampling``: of a part that says it.
+    """The card of the adapter in ``folder``, as text.
+
+    ``settings``: how, density, seed, rank, kept. ``sampling``: of a part whose run recorded it.
     """
     adapter = read_adapter(folder)
     model = base_of(runtime, adapter["base_model_name_or_path"])
@@ -107,20 +78,36 @@ def combined_card(
         model_name=f"{short}-merged",
         tags=["prefloop", "lora", "rlhf", "merge"],
     )
-    rows = [
-        f"| `{cell(p.name)}` | {p.adapter.method} | {p.adapter.r} | {p.weight:g} | `{p.key[:16]}` |"
-        for p in parts
-    ]
     versions = environment()["versions"]
-    text = _CARD.format(
-        data=data.to_yaml(),
-        short=short,
-        base=base,
-        count=len(parts),
-        how=how,
-        what=_WHAT[how],
-        rows="\n".join(rows),
-        settings="\n".join(f"| {name} | {value} |" for name, value in _settings(how, settings)),
+    text = filled(
+        "card.md.j2",
+        card_data=data.to_yaml(),
+        title=f"{short}: merged adapter",
+        summary=(
+            f"A LoRA adapter for `{base}`, merged from {len(parts)} others with prefloop. It was"
+            " not trained as a whole, and nobody has measured it: the cards of its parts hold"
+            " their own figures."
+        ),
+        merge={
+            "how": how,
+            "what": _WHAT[how],
+            "parts": [
+                (
+                    f"`{cell(part.name)}`",
+                    part.adapter.method,
+                    part.adapter.r,
+                    f"{part.weight:g}",
+                    f"`{part.key[:16]}`",
+                )
+                for part in parts
+            ],
+        },
+        settings=_settings(how, settings),
+        limits=[
+            "Meant for research on preference learning, on prompts like those that its parts were"
+            " trained on.",
+            UNSAFE,
+        ],
         loading=loading(
             "merge",
             model,
@@ -130,21 +117,23 @@ def combined_card(
             merged=False,
             sampling=sampling,
         ),
-        versions=", ".join(
+        versions="Merged with "
+        + ", ".join(
             f"{name} {versions[name]}" for name in ("prefloop", "peft", "torch") if name in versions
-        ),
+        )
+        + ".",
     )
     return str(ModelCard(text))
 
 
-def _settings(how: str, said: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = [("rank", str(said["rank"]))]
+def _settings(how: str, used: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [("rank", str(used["rank"]))]
     if how != "linear":
         rows.append(
-            ("share of the combination's squared norm that the rank holds", f"{said['kept']:.4f}")
+            ("share of the combination's squared norm that the rank holds", f"{used['kept']:.4f}")
         )
     if how not in ("linear", "svd"):
-        rows.append(("density", f"{said['density']:g}"))
+        rows.append(("density", f"{used['density']:g}"))
     if how.startswith("dare"):
-        rows.append(("seed", str(said["seed"])))
+        rows.append(("seed", str(used["seed"])))
     return rows

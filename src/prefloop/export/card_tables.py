@@ -39,6 +39,10 @@ WORDS = {
     **{name: f"learning from pairs without a reward model ({name})" for name in PAIR},
     **{slot_of(PREFIX + n): f"TRL's {n} on {t.learns_from}" for n, t in TRAINERS.items()},
 }
+UNSAFE = (
+    "It keeps the base model's errors, biases and unsafe answers. Nothing here was trained or"
+    " tested for safety."
+)
 _USED_BY: Mapping[str, tuple[str, ...]] = {
     "beta": (*(loss for loss in PAIR if loss not in ("orpo", "simpo")), "kto"),
     "flipped_share": ("cdpo", "robust"),

@@ -51,16 +51,16 @@ class Stage:
     produces: str = ""
     """Slot that this stage fills; empty for one that only stands for several."""
     uses: frozenset[str] = frozenset()
-    """Of the runtime: 'backbone', 'generation' (the sampler), 'temperature' (its temperature
-    alone).
+    """Parts of the runtime that the stage uses: 'backbone', 'generation' (the sampler),
+    'temperature' (its temperature alone).
     """
     needs_temperature: str = ""
-    """Why the stage cannot be of a sampler at ``generation.temperature`` 0; empty where it can."""
+    """Why the stage cannot work at ``generation.temperature`` 0; empty where it can."""
     round: int = 1
     """Which round of sampling, labelling and training the stage belongs to."""
     before: Manifest | None = None
-    """Of the artifact that the run has in this slot: when another is built, the difference is
-    told.
+    """Manifest of the artifact that the run has in this slot; a stage that is built anew reports
+    what changed since.
     """
 
     def parts(self) -> dict[str, Any]:
@@ -74,8 +74,8 @@ class Stage:
         raise NotImplementedError
 
     def in_round(self, number: int) -> Self:
-        """The stage under the name that it has in a round after the first, ``ppo-2``; what it fills
-        keeps its name.
+        """This stage in a round of training. After the first round its name has the number,
+        ``ppo-2``; its slot keeps its name.
         """
         self.round = number
         if number > 1:
@@ -118,7 +118,7 @@ class Stage:
             )
 
     def check_names(self) -> None:
-        """Raise ``ConfigError`` where the stage or a slot of it is called like no file can be."""
+        """Raise ``ConfigError`` where a file cannot have the name of the stage or of a slot."""
         for name in (self.name, self.produces or self.name, *self.inputs):
             if not is_name(name):
                 raise ConfigError(
@@ -127,8 +127,8 @@ class Stage:
                 )
 
     def preflight(self) -> None:
-        """Raise before anything runs when a file that this stage reads is missing, or holds no row
-        that can be one of its.
+        """Raise before anything runs when a file that this stage reads is missing or in no known
+        layout.
         """
         parts = self.parts()
         content(parts)
@@ -164,7 +164,7 @@ class Stage:
         key, found = self._key(identity, inputs), None
         try:
             found = runtime.store.find(self.name, key)
-        except StoreError as error:  # a damaged one is told and removed under its lock
+        except StoreError as error:  # a damaged one is reported and removed under its lock
             if runtime.store.closed:
                 raise StoreError(
                     f"{self.name} in the store is damaged: {error}; and {runtime.store.closed}"
@@ -179,20 +179,21 @@ class Stage:
         return found
 
     def _located(self, runtime: Runtime, found: Artifact) -> Artifact:
-        """``found`` with the places where the experts lie now, which its key does not hold."""
+        """Update the artifact's manifest with the experts' current paths.
+
+        Paths are not part of the key, so a reused artifact may hold old ones.
+        """
         experts = _experts(runtime) if "backbone" in self.uses else []
         if not experts or found.manifest.experts == experts:
             return found
         manifest = dataclasses.replace(found.manifest, experts=experts)
-        with contextlib.suppress(
-            DataError
-        ):  # a store that may only be read keeps the places of then
+        with contextlib.suppress(DataError):  # a read-only store keeps the former paths
             write_sealed(found / MANIFEST, manifest.to_dict())
         return dataclasses.replace(found, manifest=manifest)
 
     def _difference(self, now: dict[str, Any], key: str, inputs: dict[str, Artifact]) -> str:
-        """What changed since the run last built this stage, as the end of a line; empty where it
-        did not or that is not known.
+        """What changed since the run last built this stage, as the end of a log line; empty where
+        nothing did or it is not known.
         """
         before = self.before
         if before is None or before.stage != self.name or before.key == key:
@@ -278,8 +279,8 @@ def _is_hash(value: Any) -> bool:
 
 
 def backbone_identity(runtime: Runtime) -> dict[str, Any]:
-    """What of the backbone goes into the keys of the stages that use it: the adapter's options
-    whole, its experts as what their files hold.
+    """The backbone's part of a key: its settings, all options of the adapter, and hashes of the
+    experts' files.
     """
     config = runtime.backbone_config
     options = options_of(config.adapter)
@@ -294,7 +295,7 @@ def backbone_identity(runtime: Runtime) -> dict[str, Any]:
 
 
 def generation_identity(runtime: Runtime) -> dict[str, Any]:
-    """What of the sampler goes into the keys of the stages that use it."""
+    """The sampler's part of a key."""
     return content(runtime.generation) | {"engine": runtime.engine_name}
 
 
@@ -309,8 +310,8 @@ def _expert_hash(folder: Path) -> str:
 
 
 def content(value: Any, name: str = "") -> Any:
-    """What of a configuration determines content: fields marked aside are left out, files stand as
-    their hash.
+    """The part of a configuration that determines content, ready for JSON. Fields marked
+    ``content: False`` are left out; files stand as their hash.
     """
     if isinstance(value, Path | Source):
         return _file_hash(value, name)
@@ -377,10 +378,10 @@ def _template(name: str) -> str:
 
 
 def seconds_before(log: Path) -> float:
-    """Seconds that a stage has worked until now by its log: of each process since it last started
-    anew, from its first event to its last.
+    """Seconds that a stage has worked so far, by its log: for each process since the last fresh
+    start, from its first event to its last.
 
-    Lines that a kill or a disk has spoilt are passed over.
+    Lines that a kill or a disk has damaged are skipped.
     """
     spans: list[list[float]] = []
     for line in log.read_bytes().splitlines() if log.is_file() else ():

@@ -7,6 +7,7 @@ from prefloop.artifacts.results import BASELINE, GOLD, JUDGE, REWARD, aligned, r
 from prefloop.config.algorithms import IMITATING, SAMPLING, kind_of
 from prefloop.evaluation.learnt import unmoved
 from prefloop.evaluation.standing import programs
+from prefloop.report.hacking import alarm_of
 from prefloop.report.page import interval, label, percent, spoken, stage_label
 from prefloop.report.readings import control_of, lead_of, name_of
 from prefloop.report.summary import Summary
@@ -87,9 +88,8 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
             )
         if isinstance(warning := stage.metrics.get("warning"), str):
             notes.append(f"{stage_label(stage.name)}: {warning}.")
-        alarm = stage.metrics.get("alarm")
-        raised = alarm.get("raised") if isinstance(alarm, dict) else None
-        if isinstance(raised, list) and raised:
+        alarm = alarm_of(stage)
+        if alarm is not None and alarm.raised:
             notes.append(
                 f"The alarm for reward hacking was raised in {stage_label(stage.name)}: see Reward"
                 " hacking before trusting its win rates."
@@ -98,9 +98,9 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
 
 
 def _bare_model_ahead(summary: Summary) -> str:
-    """That SFT is behind the model that it began as, and where each policy stands against that."""
+    """A caution that SFT is worse than the bare model, with each policy's win rate against it."""
     against = {name: summary.matrix.against_bare(name) for name in aligned(summary.results)}
-    told = [
+    wins = [
         f"{label(n)} wins {percent(w.value)} % {interval(w, 1, 100)}".strip()
         for n, w in against.items()
         if w.value is not None
@@ -110,12 +110,12 @@ def _bare_model_ahead(summary: Summary) -> str:
         " began with."
     )
     judge = f" by the {summary.matrix.judge}" if summary.matrix.judge else ""
-    return f"{text} Against the bare model{judge} {' and '.join(told)}." if told else text
+    return f"{text} Against the bare model{judge} {' and '.join(wins)}." if wins else text
 
 
 def _cut(summary: Summary) -> list[str]:
-    """Whose answers mostly end at the length limit, where those that they are compared with do not,
-    or not as often.
+    """A caution for each policy whose answers are mostly cut at the length limit while SFT's are
+    not, or the other way round.
     """
     finished = {
         n: r.finished_share for n, r in summary.results.items() if r.finished_share is not None
@@ -133,7 +133,7 @@ def _cut(summary: Summary) -> list[str]:
 
 
 def _undecided(summary: Summary, judge: str) -> list[str]:
-    """What would tell each from SFT whose headline says that it cannot be told apart."""
+    """How many prompts would tell each undecided policy from SFT."""
     out = []
     for name in rivals(summary.results):
         win, prompts = lead_of(summary, name, judge).win, summary.results[name].n_prompts
@@ -143,11 +143,11 @@ def _undecided(summary: Summary, judge: str) -> list[str]:
 
 
 def _of_reward_model(policies: Sequence[str]) -> list[str]:
-    """What win rates by the run's own reward model can show, by what each policy had to do with
-    it.
+    """What win rates by the run's own reward model can show: little for policies trained on its
+    scores, more for others.
     """
     against = [label(name) for name in policies if kind_of(name) in SAMPLING]
-    beside = [label(name) for name in policies if kind_of(name) not in (*SAMPLING, *IMITATING)]
+    others = [label(name) for name in policies if kind_of(name) not in (*SAMPLING, *IMITATING)]
     notes = []
     if against:
         notes.append(
@@ -155,11 +155,11 @@ def _of_reward_model(policies: Sequence[str]) -> list[str]:
             f" {'was' if len(against) == 1 else 'were'} trained to please: such win rates show that"
             " optimisation worked, not that answers got better."
         )
-    if beside:
+    if others:
         notes.append(
             "The judge is a reward model that learnt from the same votes as"
-            f" {' and '.join(beside)}: it shares their errors and their taste in length, and no"
-            f" person read the answers. {'It' if len(beside) == 1 else 'They'} never saw its"
+            f" {' and '.join(others)}: it shares their errors and their taste in length, and no"
+            f" person read the answers. {'It' if len(others) == 1 else 'They'} never saw its"
             " scores."
         )
     return notes

@@ -1,13 +1,17 @@
 """The fields of ``bench.json`` and ``reward-eval.json`` that a report reads."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Collection
 from typing import Any, Self, TypeVar
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from prefloop.artifacts.codec import FILE, Number, Stored
 from prefloop.artifacts.results import Estimate
+from prefloop.data.overlap import Match
 
 
 @dataclass(frozen=True, config=FILE)
@@ -17,15 +21,6 @@ class Score(Stored):
     value: Number = None
     stderr: Number = None
     n: int | None = None
-
-    @property
-    def estimate(self) -> Estimate:
-        """The number with its 95 % interval, 1.96 standard errors to each side."""
-        if self.value is None or self.stderr is None:
-            return Estimate(self.value)
-        return Estimate(
-            self.value, self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr
-        )
 
 
 @dataclass(frozen=True, config=FILE)
@@ -94,6 +89,34 @@ class Bin(Stored):
 
 
 @dataclass(frozen=True, config=FILE)
+class LengthPart(Stored):
+    """The pairs of one length difference."""
+
+    pairs: int | None = None
+    accuracy: Number = None
+
+
+@dataclass(frozen=True, config=FILE)
+class ByLength(Stored):
+    """How much of the accuracy is length."""
+
+    always_longer: Number = Field(default=None, alias="always the longer")
+    """Accuracy of taking the longer response."""
+    parts: dict[str, LengthPart] = Field(default_factory=dict, alias="preferred response is")
+
+
+@dataclass(frozen=True, config=FILE)
+class Seen(Stored):
+    """The file's prompts that the training set holds (``data.overlap``)."""
+
+    prompts: int | None = None
+    distinct: int | None = None
+    overlapping: int | None = None
+    matches: list[Match] = dataclasses.field(default_factory=list)
+    left_out: bool = False
+
+
+@dataclass(frozen=True, config=FILE)
 class PairTest(Stored):
     """The reward model on one file of labelled pairs."""
 
@@ -105,11 +128,10 @@ class PairTest(Stored):
     loss: Number = None
     ece: Number = None
     ece_raw: Number = None
-    length: dict[str, Any] = dataclasses.field(default_factory=dict)
+    length: ByLength = ByLength()
     bins: list[Bin] = dataclasses.field(default_factory=list)
-    subsets: dict[str, Any] = dataclasses.field(default_factory=dict)
-    overlap: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What ``data.overlap`` found of the file's prompts in the training set."""
+    subsets: dict[str, PairTest] = dataclasses.field(default_factory=dict)
+    overlap: Seen = Seen()
 
     @property
     def right(self) -> Estimate:

@@ -4,14 +4,20 @@ curves that it read.
 Reward and gold are drawn apart: where curves on unrelated scales cross means nothing.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pydantic.dataclasses import dataclass
+
+from prefloop.artifacts.codec import FILE, Number, Stored, read
+from prefloop.config.algorithms import ROLLOUTS, kind_of
+from prefloop.errors import DataError
 from prefloop.report import plots
-from prefloop.report.inputs import Curve, number
+from prefloop.report.inputs import Curve
 from prefloop.report.page import decimal, stage_label
 from prefloop.report.plots import Plot
-from prefloop.report.summary import Summary
+from prefloop.report.summary import StageRun, Summary
 
 _CURVES = (
     ("reward_mean", "proxy reward (reward-model score)", 1, 1.0),
@@ -22,6 +28,47 @@ _CURVES = (
     ("reward_spread", "spread of the reward ensemble (score)", 6, 1.0),
 )
 _WATCHED = {"gold": "gold against the reward", "spread": "the spread of the reward ensemble"}
+
+
+@dataclass(frozen=True, config=FILE)
+class Raised(Stored):
+    """One time that the alarm was raised, as ``training.reward_guard`` writes it."""
+
+    step: int | None = None
+    reasons: list[str] = dataclasses.field(default_factory=list)
+    action: str = ""
+    """warn, stop or rollback."""
+    best_step: int | None = None
+    kl_coef: Number = None
+
+
+@dataclass(frozen=True, config=FILE)
+class Alarm(Stored):
+    """What a stage's alarm watched and did."""
+
+    watched: list[str] = dataclasses.field(default_factory=list)
+    steps: int = 0
+    raised: list[Raised] = dataclasses.field(default_factory=list)
+    best_step: int | None = None
+    result_step: int | None = None
+    """Step whose policy is the result, where it is not the last one."""
+
+
+def alarm_of(stage: StageRun) -> Alarm | None:
+    """What the alarm of a stage that trains on rollouts did; ``None`` where it had none.
+
+    Raises ``DataError`` naming the stage and the field.
+    """
+    metrics = stage.metrics.get("alarm")
+    if metrics is None or kind_of(stage.name) not in ROLLOUTS:
+        return None
+    try:
+        return read(Alarm, metrics)
+    except ValueError as error:
+        raise DataError(
+            f"summary.json: stage {stage.name}: alarm: {error}. Run the pipeline again to rewrite"
+            " it"
+        ) from None
 
 
 class HackingSection(NamedTuple):
@@ -38,21 +85,19 @@ def sections(summary: Summary, curves: Mapping[str, Curve]) -> list[HackingSecti
     """A section for every stage that was watched."""
     found = []
     for stage in summary.stages:
-        alarm = stage.metrics.get("alarm")
-        if isinstance(alarm, dict):
-            raised = [event for event in _list(alarm, "raised") if isinstance(event, dict)]
-            sentences = [_sentence(event) for event in raised] or [_silence(alarm)]
-            drawn = _plots(stage.name, curves.get(stage.name), raised)
-            found.append(
-                HackingSection(stage.name, bool(raised), sentences, _note(stage.name, alarm), drawn)
-            )
+        if (alarm := alarm_of(stage)) is None:
+            continue
+        sentences = [_sentence(event) for event in alarm.raised] or [_silence(alarm)]
+        drawn = _plots(stage.name, curves.get(stage.name), alarm.raised)
+        note = _note(stage.name, alarm)
+        found.append(HackingSection(stage.name, bool(alarm.raised), sentences, note, drawn))
     return found
 
 
-def _plots(stage: str, curve: Curve | None, raised: list[dict[str, Any]]) -> list[Plot]:
+def _plots(stage: str, curve: Curve | None, raised: Sequence[Raised]) -> list[Plot]:
     if curve is None:
         return []
-    marks = [(step, "alarm") for event in raised if (step := number(event, "step")) is not None]
+    marks = [(float(event.step), "alarm") for event in raised if event.step is not None]
     drawn = [
         plots.line(
             f"{stage}-alarm-{field.replace('_', '-')}",
@@ -76,52 +121,46 @@ def _band(curve: Curve, field: str) -> dict[str, Any]:
     return {"band": "reward_std", "caption": "Band: one standard deviation across responses."}
 
 
-def _sentence(event: dict[str, Any]) -> str:
-    reasons = "; ".join(map(str, _list(event, "reasons"))) or "a limit was passed"
-    best = f"the policy of step {_step(event, 'best_step')}, the best until then"
+def _sentence(event: Raised) -> str:
+    reasons = "; ".join(event.reasons) or "a limit was passed"
+    best = f"the policy of step {_step(event.best_step)}, the best until then"
     done = {
         "warn": "Training went on.",
         "stop": f"Training was stopped; the result is {best}.",
         "rollback": (
             f"Training went back to {best}, with the KL coefficient doubled to"
-            f" {decimal(number(event, 'kl_coef'), 3)}."
+            f" {decimal(event.kl_coef, 3)}."
         ),
-    }.get(str(event.get("action")), "")
-    return f"Step {_step(event, 'step')}: {reasons}. {done}".strip()
+    }.get(event.action, "")
+    return f"Step {_step(event.step)}: {reasons}. {done}".strip()
 
 
-def _silence(alarm: dict[str, Any]) -> str:
-    steps = number(alarm, "steps") or 0
-    return f"No alarm in {steps:g} step{'' if steps == 1 else 's'}."
+def _silence(alarm: Alarm) -> str:
+    return f"No alarm in {alarm.steps} step{'' if alarm.steps == 1 else 's'}."
 
 
-def _note(stage: str, alarm: dict[str, Any]) -> str:
+def _note(stage: str, alarm: Alarm) -> str:
     """What was watched, and which policy the result is."""
-    watched = [_WATCHED.get(str(name), str(name)) for name in _list(alarm, "watched")]
+    watched = [_WATCHED.get(name, name) for name in alarm.watched]
     text = f"Watched: {', '.join(watched)}." if watched else "Nothing was watched."
-    if "gold" not in _list(alarm, "watched"):
+    if "gold" not in alarm.watched:
         text += (
             " Gold was not: without it a reward that rises while answers get worse shows only in"
             " the rest."
         )
-    if number(alarm, "result_step") is not None:
+    if alarm.result_step is not None:
         return (
             f"{text} The {stage_label(stage)} result is the policy that the rollouts of step"
-            f" {_step(alarm, 'result_step')} came from."
+            f" {_step(alarm.result_step)} came from."
         )
-    if _list(alarm, "raised"):
+    if alarm.raised:
         text += (
             f" The {stage_label(stage)} result is the policy after the last update; that of step"
-            f" {_step(alarm, 'best_step')}, the best one measured, lies beside it in the folder"
+            f" {_step(alarm.best_step)}, the best one measured, lies beside it in the folder"
             " best."
         )
     return text
 
 
-def _step(record: dict[str, Any], name: str) -> str:
-    return decimal(number(record, name), 0)
-
-
-def _list(record: dict[str, Any], name: str) -> list[Any]:
-    value = record.get(name)
-    return value if isinstance(value, list) else []
+def _step(step: int | None) -> str:
+    return decimal(step, 0)

@@ -121,10 +121,12 @@ def render(
     reward_eval: Mapping[str, PairTest] | None = None,
     notes: Sequence[str] = (),
 ) -> str:
-    """The page as text. Curves of stages that the summary does not list are of an earlier run and
-    are left out; ``notes`` say what else was.
+    """The page as text.
+
+    Curves of stages that the summary does not list are of an earlier run and are left out.
+    ``notes`` are shown among the cautions.
     """
-    told = list(notes)
+    remarks = list(notes)
     listed = {stage.name for stage in summary.stages}
     curves = {stage: curve for stage, curve in curves.items() if not listed or stage in listed}
     rl = {
@@ -164,8 +166,8 @@ def render(
         ],
         "agreement": agreement.section(summary),
         "reward_model": reward_model.section(summary, reward_eval or {}),
-        "talks": conversations.section(run_dir, summary, told),
-        "grown": conversations.over_training(run_dir, summary, told),
+        "talks": conversations.section(run_dir, summary, remarks),
+        "grown": conversations.over_training(run_dir, summary, remarks),
         "audits": stages.audits(summary),
         "settings": _settings(summary, run_dir),
     }
@@ -175,7 +177,7 @@ def render(
         nav=_nav(summary, bool(rows), parts),
         s=summary,
         headline=headline,
-        cautions=[*(headline.cautions if headline else cautions(summary, None)), *told],
+        cautions=[*(headline.cautions if headline else cautions(summary, None)), *remarks],
         columns=columns,
         rows=rows,
         control=results.CONTROL,

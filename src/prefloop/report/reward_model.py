@@ -11,7 +11,7 @@ from matplotlib.ticker import MultipleLocator
 from prefloop.artifacts.codec import read
 from prefloop.data.overlap import among
 from prefloop.report import plots
-from prefloop.report.evaluations import PairTest
+from prefloop.report.evaluations import LengthPart, PairTest
 from prefloop.report.inputs import number
 from prefloop.report.page import MISSING, Cell, decimal, interval, percent
 from prefloop.report.plots import INK, MUTED, PAPER, SERIES, Plot
@@ -19,7 +19,6 @@ from prefloop.report.summary import StageRun, Summary
 
 ENOUGH = 1000
 """Pairs from which on a bin of ten holds 100, so that its share is known to 5 points."""
-_LENGTHS = "preferred response is"
 
 
 class TestRow(NamedTuple):
@@ -58,11 +57,11 @@ def section(summary: Summary, measured: Mapping[str, PairTest]) -> RewardModelSe
     if not figures and not tests:
         return None
     rows = [row for name, test in tests.items() for row in _rows(name, test)]
-    parts = list(dict.fromkeys(part for test in tests.values() for part in _lengths(test)))
+    parts = list(dict.fromkeys(part for test in tests.values() for part in test.length.parts))
     by_length = [
-        (stem(name), [_part(_lengths(test).get(part)) for part in parts])
+        (stem(name), [_part(test.length.parts.get(part)) for part in parts])
         for name, test in tests.items()
-        if _lengths(test)
+        if test.length.parts
     ]
     drawn = [
         _calibration(f"calibration-{i}", name, test) for i, (name, test) in enumerate(tests.items())
@@ -156,16 +155,13 @@ def tests_of(summary: Summary) -> dict[str, PairTest]:
 
 
 def _rows(name: str, test: PairTest) -> list[TestRow]:
-    subsets = [
-        (part, read(PairTest, found))
-        for part, found in test.subsets.items()
-        if isinstance(found, dict)
+    return [
+        _row(name, test, False),
+        *(_row(part, subset, True) for part, subset in test.subsets.items()),
     ]
-    return [_row(name, test, False), *(_row(part, found, True) for part, found in subsets)]
 
 
 def _row(name: str, test: PairTest, subset: bool) -> TestRow:
-    longer = number(test.length, "always the longer")
     return TestRow(
         stem(name),
         subset,
@@ -174,41 +170,31 @@ def _row(name: str, test: PairTest, subset: bool) -> TestRow:
         decimal(test.loss, 3),
         percent(test.ece),
         percent(test.ece_raw),
-        percent(longer),
+        percent(test.length.always_longer),
     )
 
 
-def _lengths(test: PairTest) -> dict[str, Any]:
-    parts = test.length.get(_LENGTHS)
-    return parts if isinstance(parts, dict) else {}
-
-
-def _part(found: Any) -> Cell:
+def _part(part: LengthPart | None) -> Cell:
     """Accuracy on pairs of one length difference, and how many there are."""
-    pairs = number(found, "pairs")
-    return Cell(percent(number(found, "accuracy")), "" if pairs is None else f"of {pairs:,.0f}")
+    if part is None:
+        return Cell(MISSING)
+    return Cell(percent(part.accuracy), "" if part.pairs is None else f"of {part.pairs:,}")
 
 
 def _overlap(test: PairTest, shown: int = 5) -> str:
     """How many of a file's prompts the training set holds, the first by id, and what was done about
     it.
     """
-    count, prompts = number(test.overlap, "overlapping"), number(test.overlap, "prompts")
-    if count is None or prompts is None:
+    seen = test.overlap
+    if seen.overlapping is None or seen.prompts is None:
         return ""
-    rows = among(int(prompts), int(number(test.overlap, "distinct") or prompts))
-    if not count:
+    rows = among(seen.prompts, seen.distinct or seen.prompts)
+    if not seen.overlapping:
         return f"none of {rows} is in the training set"
-    found = test.overlap.get("matches")
-    matches = (
-        [match for match in found if isinstance(match, dict)] if isinstance(found, list) else []
-    )
-    named = ", ".join(
-        f"{m.get('id')} (as {m.get('train_id')}, {m.get('kind')})" for m in matches[:shown]
-    )
-    more = f" and {len(matches) - shown:,} more" if len(matches) > shown else ""
-    done = "left out" if test.overlap.get("left_out") else "counted in all the same"
-    return f"{count:,.0f} of {rows} are in the training set and {done}: {named}{more}"
+    named = ", ".join(f"{m.id} (as {m.train_id}, {m.kind})" for m in seen.matches[:shown])
+    more = f" and {len(seen.matches) - shown:,} more" if len(seen.matches) > shown else ""
+    done = "left out" if seen.left_out else "counted in all the same"
+    return f"{seen.overlapping:,} of {rows} are in the training set and {done}: {named}{more}"
 
 
 def _calibration(name: str, test_name: str, test: PairTest) -> Plot | None:

@@ -1,5 +1,5 @@
-"""What a run was told: its configuration, and for runs whose summary has none the identities of
-their artifacts.
+"""The settings of a run: its configuration, or the identities of its artifacts where the summary
+has none.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from prefloop.errors import StoreError
 from prefloop.report.summary import Summary
 
 _ALWAYS_OWN = ("run", "output", "notes")
-"""Settings that differ between any two runs and say nothing about their results."""
+"""Settings that differ between any two runs and do not affect results."""
 _OF_ALL_STAGES = ("seed", "backbone", "generation")
 
 
 def read_identities(run_dir: Path, summary: Summary) -> dict[str, Any]:
-    """By stage, what the artifact was made from, without the hash of the code."""
+    """The settings and inputs of every stage, without the hash of its code."""
     keys = {stage.key: stage.name for stage in summary.stages if stage.key}
     found: dict[str, Any] = {}
     for path in sorted((run_dir / "artifacts").glob(f"*/{MANIFEST}")):
@@ -35,8 +35,8 @@ def read_identities(run_dir: Path, summary: Summary) -> dict[str, Any]:
 
 
 def differences(runs: Mapping[str, tuple[Path, Summary]]) -> list[tuple[str, list[str]]]:
-    """Settings that are not the same in all runs, with their value in each; an en dash where a run
-    has no such setting.
+    """Settings that differ between the runs, with the value in each; an en dash where a run has no
+    such setting.
     """
     if all(summary.config for _, summary in runs.values()):
         flat = [flat_without_secrets(summary.config) for _, summary in runs.values()]
@@ -53,8 +53,8 @@ def differences(runs: Mapping[str, tuple[Path, Summary]]) -> list[tuple[str, lis
 
 
 def _shared(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Identities with what all stages of a run share said once; a stage that not every run has is
-    one line, not its settings.
+    """Identities in which settings shared by all stages of a run stand once. A stage that not every
+    run has is one line without its settings.
     """
     everywhere = set.intersection(*(set(stages) for stages in runs)) if runs else set()
     found = []

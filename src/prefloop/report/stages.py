@@ -1,8 +1,8 @@
-"""The stages of a run: the pipeline as a picture, where its time went, and what every stage
-measured and checked.
+"""The stages of a run: the pipeline as a picture, the time of each stage, its metrics and its
+audit.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from prefloop.config.algorithms import POLICIES
 from prefloop.report.inputs import number
@@ -76,28 +76,40 @@ def _figure(stage: StageRun) -> str:
     return ""
 
 
-def timeline(summary: Summary) -> list[dict[str, Any]]:
-    """A bar a stage: where it starts and how long it is, in percent of the time that all stages
-    took.
+class Bar(NamedTuple):
+    """A stage in the time line: where its bar starts and how long it is, in percent of the time
+    that all stages took.
     """
+
+    stage: StageRun
+    status: str
+    left: str
+    width: str
+
+
+def timeline(summary: Summary) -> list[Bar]:
+    """A bar for every stage, one after another."""
     total = sum(stage.seconds or 0.0 for stage in summary.stages)
     rows, start = [], 0.0
     for stage in summary.stages:
         seconds = max(0.0, stage.seconds or 0.0)
-        rows.append(
-            {
-                "stage": stage,
-                "status": stage.status if stage.status in _STATUSES else "other",
-                "left": f"{100 * start / total:.2f}" if total else "0",
-                "width": f"{100 * seconds / total:.2f}" if total else "0",
-            }
-        )
+        status = stage.status if stage.status in _STATUSES else "other"
+        left, width = (f"{100 * part / total:.2f}" if total else "0" for part in (start, seconds))
+        rows.append(Bar(stage, status, left, width))
         start += seconds
     return rows
 
 
-def audits(summary: Summary) -> list[dict[str, Any]]:
-    """Per stage its scalar metrics and the lines its step-0 audit printed."""
+class Audit(NamedTuple):
+    """A stage's scalar metrics and the lines that its first-step audit printed."""
+
+    name: str
+    lines: list[str]
+    scalars: dict[str, int | float | str]
+
+
+def audits(summary: Summary) -> list[Audit]:
+    """The metrics and audit of every stage that has any."""
     found = []
     for stage in summary.stages:
         audit = stage.metrics.get("audit")
@@ -108,5 +120,5 @@ def audits(summary: Summary) -> list[dict[str, Any]]:
             if isinstance(value, int | float | str)
         }
         if lines or scalars:
-            found.append({"name": stage.name, "lines": lines, "scalars": scalars})
+            found.append(Audit(stage.name, lines, scalars))
     return found

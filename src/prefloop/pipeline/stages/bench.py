@@ -64,7 +64,7 @@ class Bench(Stage):
         slots = [BASE, *(["sft"] if "sft" in run.artifacts else []), *run.policies()]
         if _keeps(run, slots):
             say(
-                f"{FILE} is of prefloop bench and stays; this command's table is"
+                f"{FILE} was written by prefloop bench and stays; this command's table is"
                 f" artifacts/bench/{FILE}",
                 "yellow",
             )
@@ -79,9 +79,7 @@ class Bench(Stage):
 
 
 def _keeps(run: Any, slots: Sequence[str]) -> bool:
-    """Whether ``prefloop bench`` wrote the run's table, about every adapter as it is now; one that
-    is out of date may go.
-    """
+    """Whether ``prefloop bench`` wrote the run's table and it is up to date for every adapter."""
     path = run.folder / FILE
     if path.is_symlink() or not path.is_file():
         return False
@@ -94,7 +92,7 @@ def _keeps(run: Any, slots: Sequence[str]) -> bool:
         current = False
     if not current:
         say(
-            f"{FILE} of prefloop bench is not of this run's adapters any more and is replaced",
+            f"{FILE} of prefloop bench belongs to earlier adapters of this run and is replaced",
             "yellow",
         )
     return current
@@ -111,12 +109,11 @@ class BenchOne(Stage):
         self.inputs = () if slot == BASE else (slot,)
 
     def parts(self) -> dict[str, Any]:
-        aside = (
-            Path() if self.bad_rows == "quarantine" else None
-        )  # that there is a folder counts, not which
+        # The key holds that there is a folder, not which one.
+        quarantine = Path() if self.bad_rows == "quarantine" else None
         jobs = [
             job.identity() if isinstance(job, Domain) else job.digest
-            for job in _jobs(self.config, aside)
+            for job in _jobs(self.config, quarantine)
         ]
         return {
             "lm_eval": version(),
@@ -124,16 +121,16 @@ class BenchOne(Stage):
             "settings": dataclasses.asdict(_settings(self.config)),
         }
 
-    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, dict[str, float]]:
         artifact = inputs.get(self.slot)
         key = artifact.key if artifact else digest({"base": work.runtime.model_fingerprint})
         adapter = Adapter(self.slot, artifact.path if artifact else None, key)
         # In the checkpoints, so that a kill costs one task at most.
         place = work.checkpoints / "finished-tasks"
         jobs = _jobs(self.config, work.folder if self.bad_rows == "quarantine" else None)
-        found = measured(work.runtime, [adapter], jobs, _settings(self.config), place)[self.slot]
-        write_json(work.folder / "measured.json", {"key": key, "tasks": plainly(found)})
-        return {task: {m.name: m.value for m in metrics} for task, metrics in found.items()}
+        scores = measured(work.runtime, [adapter], jobs, _settings(self.config), place)[self.slot]
+        write_json(work.folder / "measured.json", {"key": key, "tasks": plainly(scores)})
+        return {task: {m.name: m.value for m in metrics} for task, metrics in scores.items()}
 
 
 class BenchTable(Stage):
@@ -149,15 +146,15 @@ class BenchTable(Stage):
     def parts(self) -> dict[str, Any]:
         return {"slots": self.slots}
 
-    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, int]:
         kept = {
             s: json.loads((inputs[f"bench-{s}"] / "measured.json").read_text(encoding="utf-8"))
             for s in self.slots
         }
-        found = {slot: from_plain(row["tasks"]) for slot, row in kept.items()}
+        scores = {slot: from_plain(row["tasks"]) for slot, row in kept.items()}
         adapters = [Adapter(slot, None, row["key"]) for slot, row in kept.items()]
         content = table_of(
-            found, adapters, work.runtime, _settings(self.config), _jobs(self.config)
+            scores, adapters, work.runtime, _settings(self.config), _jobs(self.config)
         )
         write_json(work.folder / FILE, content)
         console.print(compare.table(content["tasks"], content["settings"]["reference"]))

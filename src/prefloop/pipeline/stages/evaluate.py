@@ -122,7 +122,7 @@ class Evaluate(Stage):
 
 
 class Respond(Stage):
-    """The answers of one policy, or of the bare model, to the evaluation prompts with reward scores
+    """Answers of one policy, or of the bare model, to the evaluation prompts, with reward scores
     and KL. Produces ``respond-<policy>``.
     """
 
@@ -246,9 +246,9 @@ class Respond(Stage):
         todo = packs(documents, backbone.scoring_tokens)
         with progress(f"{self.name}: KL", len(todo), "pack") as advance:
             for pack in todo:
-                there = pack.to(backbone.device)
+                on_device = pack.to(backbone.device)
                 reference_B = sum_by_branch_B(
-                    logps_R(backbone, there, REFERENCE, temperature), there
+                    logps_R(backbone, on_device, REFERENCE, temperature), on_device
                 )
                 out.update(
                     (k, logps[k] - r) for k, r in zip(pack.keys, reference_B.tolist(), strict=True)

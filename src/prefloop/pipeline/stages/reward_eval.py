@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefloop.artifacts.store import Artifact
@@ -16,8 +17,8 @@ from prefloop.runs.work import Work
 
 
 class RewardTest(Stage):
-    """The reward model on each of ``data.reward_tests`` (``evaluation.reward_files`` says what is
-    measured). Produces ``reward-test``.
+    """The reward model on each of ``data.reward_tests``, measured by ``evaluation.reward_files``.
+    Produces ``reward-test``.
     """
 
     name = "reward-test"
@@ -41,18 +42,18 @@ class RewardTest(Stage):
             "limit": data.eval_limit,
         }
 
-    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, object]:
         reward = Reward.load(work.runtime.backbone, inputs["reward"].path)
-        found: dict[str, Any] = {}
+        tests: dict[str, Mapping[str, Any]] = {}
         try:
             for number, path in enumerate(self.data.reward_tests):
-                place = work.scratch / str(number)
+                scratch = work.scratch / str(number)
                 reading = FileReading(
-                    place, work.folder, self.data.layout, self.data.bad_rows, self.data.eval_limit
+                    scratch, work.folder, self.data.layout, self.data.bad_rows, self.data.eval_limit
                 )
-                found[self.names[number]] = evaluate_file(reward, path, reading)
+                tests[self.names[number]] = evaluate_file(reward, path, reading)
         finally:
             reward.drop()
-        write_json(work.folder / "tests.json", found)
-        console.print(table(found))
-        return {"tests": found}
+        write_json(work.folder / "tests.json", tests)
+        console.print(table(tests))
+        return {"tests": tests}

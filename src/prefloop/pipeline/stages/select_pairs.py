@@ -1,4 +1,4 @@
-"""Which pairs of the candidates to put to the vote next, by what the reward model is least sure of
+"""The choice of pairs to label next: those that the reward model is least sure of
 (``labeling/selection.py``).
 """
 
@@ -22,8 +22,8 @@ from prefloop.runs.work import Work
 
 
 class Choose(Stage):
-    """Candidates, what is labelled already and a reward model → ``pairs.jsonl``, pairs without
-    votes, best first. Produces ``pairs``.
+    """Candidates, earlier labels and a reward model → ``pairs.jsonl``, pairs without votes, best
+    first. Produces ``pairs``.
     """
 
     name = "choose"
@@ -42,21 +42,19 @@ class Choose(Stage):
             "pairs_per_prompt": config.pairs_per_prompt,
         }
 
-    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, object]:
         backbone, config, seed = work.runtime.backbone, self.config, work.runtime.seed + self.round
         candidates = inputs["candidates"] / "candidates.jsonl"
         done = (
             from_dict(Comparison, row)
             for row in read_rows(inputs["comparisons"] / "comparisons.jsonl")
         )
-        found = unlabelled(list(candidates_of(candidates)), done)
-        pool, first_round = (
-            found.pairs,
-            config.pairs_per_prompt * sum(1 for _ in read_rows(candidates)),
-        )
+        left = unlabelled(list(candidates_of(candidates)), done)
+        pool = left.pairs
+        first_round = config.pairs_per_prompt * sum(1 for _ in read_rows(candidates))
         if not pool:
             raise DataError(
-                f"none of the candidates' pairs is left to put to the vote ({found.labelled} are"
+                f"none of the candidates' pairs is left to put to the vote ({left.labelled} are"
                 " labelled or equal): raise sample.candidates"
             )
         reward = Reward.load(backbone, inputs["reward"].path)
@@ -73,9 +71,8 @@ class Choose(Stage):
         method = config.choose
         if method == "auto":
             method = "disagreement" if scores.margin_PK.shape[1] > 1 else "margin"
-        count = config.pairs or min(
-            first_round, -(-len(pool) // 2)
-        )  # of two candidates one: less is no choice
+        # At most every second candidate: taking more would be no choice.
+        count = config.pairs or min(first_round, -(-len(pool) // 2))
         picked, value_P = choose(
             pool,
             count,

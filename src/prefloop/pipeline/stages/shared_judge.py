@@ -1,4 +1,4 @@
-"""A run's judge, opened so that no second model stands beside the run's own."""
+"""Opens a run's judge without a second model in memory next to the run's own."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def open_beside(
 
 
 def _is_loaded_for(judge: Any, runtime: Runtime) -> bool:
-    """Whether the backbone that the reward models of ``judge`` were trained on is the run's, and in
-    memory.
+    """Whether the run's backbone is in memory and is the one that the judge's reward models were
+    trained on.
     """
     if "backbone" not in vars(runtime):
         return False  # judged from the cache alone, nothing need be loaded
