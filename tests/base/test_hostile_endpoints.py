@@ -214,7 +214,7 @@ def test_any_json_ends_in_a_value_or_an_error(anywhere: Any, key: str | None) ->
 def test_a_rollout_of_other_tokens_or_no_log_probs_is_refused(token: Any, logp: Any) -> None:
     choices = [{"index": 0, "token_ids": [7, token], "logprobs": {"token_logprobs": [-0.1, logp]}}]
     with pytest.raises(
-        EngineError, match=r"none of the model's 1,024, or a log-prob that is no finite number"
+        EngineError, match=r"not among the model's 1,024, or a log-prob that is not finite"
     ):
         rollouts_of({"choices": choices}, 0, 1, 7, 1024, "server")
 

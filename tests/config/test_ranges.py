@@ -244,7 +244,7 @@ def test_commands_refuse_numbers_that_make_no_sense(
     said = flat(capsys.readouterr().err)
     flag = [word for word in words if word.startswith("--")][-1]
     assert code == 2 and flag in said and len(said) < 2000, said
-    assert "expecteda" in said or "say" in said, said
+    assert "expecteda" in said or "give" in said, said
 
 
 def test_help_still_names_the_kind_of_a_number(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 from prefloop.artifacts.results import Estimate, PolicyResult
 from prefloop.evaluation.win_rates import leads_of, of_scores, wins_of
-from prefloop.pipeline.stages.compare import Answers
+from prefloop.pipeline.stages.compare import ScoredAnswers
 from prefloop.records import ScoredResponse
 from prefloop.stats.length_control import length_controlled_win_rate
 
@@ -15,7 +15,7 @@ def test_a_scorers_length_controlled_rate_counts_characters_and_names_the_scorer
         ("no", "be"),
     ] * 5
     mine, base = (
-        Answers(
+        ScoredAnswers(
             {},
             {
                 str(i): [ScoredResponse(texts[side], gold=float(len(texts[side]) + i % 2))]

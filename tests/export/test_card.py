@@ -545,7 +545,8 @@ def test_an_exported_reward_model_scores_as_the_runs_own(
     printed = scored_by(snippets(card)[0], tmp_path / "judge", capsys)
     question = Prompt("1", [Message("user", "Which planet is the largest?")])
     grader = RewardGrader(run)
-    expected = [grader.grade(question, text) for text in ("Jupiter.", "I do not know.")]
+    texts = ("Jupiter.", "I do not know.")
+    expected = [grade.score for grade in grader.ask([(question, text) for text in texts])]
     assert [float(line) for line in printed.split()] == pytest.approx(expected, abs=1e-5)
 
 

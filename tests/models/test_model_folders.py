@@ -330,7 +330,7 @@ def test_a_head_of_another_width_is_told(adapter: Path, tiny_folder: Path, tmp_p
     ScalarHead(32, "normal").save(theirs)
     (theirs / "reward.json").write_text('{"members": 1, "temperature": 1.0}')
     with pytest.raises(
-        ModelError, match="its head reads hidden states of 32 numbers, and the model's have 64"
+        ModelError, match="its head reads hidden states of 32 numbers, but the model's have 64"
     ):
         Reward.load(load(tiny_folder), theirs)
 

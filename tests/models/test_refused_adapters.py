@@ -103,7 +103,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         r"target_modules '.*query' matches no layer.*down_proj.*q_proj",
     ),
     "targets of bitfit": ([METHOD, "bitfit", TARGETS, ".*query"], "matches no layer"),
-    "no expression": ([TARGETS, "*"], "no regular expression"),
+    "no expression": ([TARGETS, "*"], "is not a regular expression"),
     "rank": (
         [RANK, "64"],
         "does not fit model.layers.0.self_attn.k_proj.*a rank of 64 is over its smaller side, 32",
@@ -121,7 +121,10 @@ CASES: dict[str, tuple[list[str], str]] = {
         "a rank of 65 is over its hidden size, 64",
     ),
     "blocks": ([METHOD, "oft", OPTIONS, "block", "48"], "not a multiple of 48"),
-    "odd reflections": ([METHOD, "hra", RANK, "3"], "even number of reflections only, .*r is 3"),
+    "odd reflections": (
+        [METHOD, "hra", RANK, "3"],
+        "only with an even number of reflections, .*r is 3",
+    ),
     "no dropout": (
         [METHOD, "ia3", DROPOUT, "0.1"],
         "ia3 has none: set 0, or take one of lora, .*mole$",
@@ -348,7 +351,8 @@ def test_virtual_tokens_want_a_model_whose_attention_makes_keys(tmp_path: Path) 
     config.save_pretrained(tmp_path)
     adapter = AdapterConfig(method="prompt")
     with pytest.raises(
-        ModelError, match=r"adapter prompt: tiny has 2 layers, and keys .* in 0: .*lora"
+        ModelError,
+        match=r"adapter prompt: tiny has 2 layers, but virtual tokens .* 0 of them: .*lora",
     ):
         Backbone.load(BackboneConfig(model="tiny", max_length=32, adapter=adapter), tmp_path)
 

@@ -66,5 +66,7 @@ def test_weights_stored_in_other_ways_are_refused(tiny_folder: Path, tmp_path: P
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )
-    with pytest.raises(ModelError, match=r"stored quantised \(gptq\): only bitsandbytes' 4 bits"):
+    with pytest.raises(
+        ModelError, match=r"stored quantized \(gptq\): only bitsandbytes' 4-bit weights"
+    ):
         load(folder, precision="nf4")

@@ -101,9 +101,7 @@ class Made:
         if slot not in self.artifacts:
             self.artifacts[slot] = self.run(
                 {
-                    "sft": lambda: SFT(
-                        SFTStageConfig(batch_size=1, packing=False, optim=OPTIM), self.data
-                    ),
+                    "sft": lambda: SFT(SFTStageConfig(batch_size=1, optim=OPTIM), self.data),
                     "comparisons": lambda: Label(LabelConfig(source="file"), self.data),
                     "reward": lambda: RewardModel(
                         RewardConfig(members=2, holdout=0.0, batch_pairs=4, optim=OPTIM)

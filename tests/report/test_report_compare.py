@@ -137,7 +137,7 @@ def test_folders_of_one_name_are_told_apart_by_their_path_and_one_run_is_no_comp
         write_comparison([a, a])
     with pytest.raises(SystemExit, match="2"):
         _main(["report"])
-    with pytest.raises(DataError, match="nothing' is no folder of a run"):
+    with pytest.raises(DataError, match="nothing' is not the folder of a run"):
         write_comparison([a, tmp_path / "nothing"])
 
 

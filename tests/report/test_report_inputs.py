@@ -35,7 +35,9 @@ def step(stage: str, number: int, value: float) -> dict[str, Any]:
 
 def test_a_run_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "demo" / "artifacts").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"demp' is no folder of a run \(did you mean '.*demo'\?\)"):
+    with pytest.raises(
+        DataError, match=r"demp' is not the folder of a run \(did you mean '.*demo'\?\)"
+    ):
         read_summary(tmp_path / "demp" / "summary.json")
     with pytest.raises(DataError, match="needs a run that has finished"):
         read_summary(tmp_path / "demo" / "summary.json")

@@ -93,7 +93,7 @@ class Compared:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class ComparisonTable:
     """The comparison as a card prints it."""
 
     lead: str
@@ -195,7 +195,7 @@ def measured(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     return out
 
 
-def comparison(kind: str, compared: Compared | None) -> Comparison | None:
+def comparison(kind: str, compared: Compared | None) -> ComparisonTable | None:
     """The policy next to the bare model and SFT by everything that was measured of it, and the A/A
     control; ``None`` where it was not judged.
     """
@@ -221,7 +221,7 @@ def comparison(kind: str, compared: Compared | None) -> Comparison | None:
         f" responses, {mine.length_mean:.1f} words each on average."
     )
     lead += f" {compared.unquoted}" if compared.unquoted else ""
-    return Comparison(
+    return ComparisonTable(
         lead, [name + (", %" if unit else "") for name, (unit, _) in columns.items()], rows
     )
 

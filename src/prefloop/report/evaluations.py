@@ -106,7 +106,7 @@ class ByLength(Stored):
 
 
 @dataclass(frozen=True, config=FILE)
-class Seen(Stored):
+class SeenInTraining(Stored):
     """The file's prompts that the training set holds (``data.overlap``)."""
 
     prompts: int | None = None
@@ -131,7 +131,7 @@ class PairTest(Stored):
     length: ByLength = ByLength()
     bins: list[Bin] = dataclasses.field(default_factory=list)
     subsets: dict[str, PairTest] = dataclasses.field(default_factory=dict)
-    overlap: Seen = Seen()
+    overlap: SeenInTraining = SeenInTraining()
 
     @property
     def right(self) -> Estimate:

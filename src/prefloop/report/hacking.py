@@ -43,7 +43,7 @@ class Raised(Stored):
 
 
 @dataclass(frozen=True, config=FILE)
-class Alarm(Stored):
+class StoredAlarm(Stored):
     """What a stage's alarm watched and did."""
 
     watched: list[str] = dataclasses.field(default_factory=list)
@@ -54,7 +54,7 @@ class Alarm(Stored):
     """Step whose policy is the result, where it is not the last one."""
 
 
-def alarm_of(stage: StageRun) -> Alarm | None:
+def alarm_of(stage: StageRun) -> StoredAlarm | None:
     """What the alarm of a stage that trains on rollouts did; ``None`` where it had none.
 
     Raises ``DataError`` naming the stage and the field.
@@ -63,7 +63,7 @@ def alarm_of(stage: StageRun) -> Alarm | None:
     if metrics is None or kind_of(stage.name) not in ROLLOUTS:
         return None
     try:
-        return read(Alarm, metrics)
+        return read(StoredAlarm, metrics)
     except ValueError as error:
         raise DataError(
             f"summary.json: stage {stage.name}: alarm: {error}. Run the pipeline again to rewrite"
@@ -135,11 +135,11 @@ def _sentence(event: Raised) -> str:
     return f"Step {_step(event.step)}: {reasons}. {done}".strip()
 
 
-def _silence(alarm: Alarm) -> str:
+def _silence(alarm: StoredAlarm) -> str:
     return f"No alarm in {alarm.steps} step{'' if alarm.steps == 1 else 's'}."
 
 
-def _note(stage: str, alarm: Alarm) -> str:
+def _note(stage: str, alarm: StoredAlarm) -> str:
     """What was watched, and which policy the result is."""
     watched = [_WATCHED.get(name, name) for name in alarm.watched]
     text = f"Watched: {', '.join(watched)}." if watched else "Nothing was watched."

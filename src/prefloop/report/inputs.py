@@ -61,7 +61,7 @@ def read_summary(path: Path) -> Summary:
     """
     summary = read_file(path, Summary, "Run the pipeline again to rewrite it", modern)
     if summary is None and not path.parent.is_dir():
-        raise DataError(f"'{path.parent}' is no folder of a run{meant(path.parent)}")
+        raise DataError(f"'{path.parent}' is not the folder of a run{meant(path.parent)}")
     if summary is None:
         raise DataError(
             f"{path}: not found. A report needs a run that has finished; run the pipeline first"

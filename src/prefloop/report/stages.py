@@ -100,7 +100,7 @@ def timeline(summary: Summary) -> list[Bar]:
     return rows
 
 
-class Audit(NamedTuple):
+class StageAudit(NamedTuple):
     """A stage's scalar metrics and the lines that its first-step audit printed."""
 
     name: str
@@ -108,7 +108,7 @@ class Audit(NamedTuple):
     scalars: dict[str, int | float | str]
 
 
-def audits(summary: Summary) -> list[Audit]:
+def audits(summary: Summary) -> list[StageAudit]:
     """The metrics and audit of every stage that has any."""
     found = []
     for stage in summary.stages:
@@ -120,5 +120,5 @@ def audits(summary: Summary) -> list[Audit]:
             if isinstance(value, int | float | str)
         }
         if lines or scalars:
-            found.append(Audit(stage.name, lines, scalars))
+            found.append(StageAudit(stage.name, lines, scalars))
     return found

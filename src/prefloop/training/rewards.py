@@ -23,7 +23,7 @@ from torch import Tensor
 
 from prefloop.base.endpoint import Endpoint, parsed_url
 from prefloop.data.replies import Reply, text_of, turns_of
-from prefloop.errors import ConfigError, RequestError, RewardError
+from prefloop.errors import ConfigError, JudgeError, RequestError, RewardError
 from prefloop.evaluation.judges.graders import FunctionGrader
 from prefloop.records import Prompt, to_dict
 
@@ -92,7 +92,7 @@ class FunctionSource:
         for prompt, reply, response_id in zip(prompts, replies, ids, strict=True):
             try:
                 values.append(self.grader.grade(prompt, reply))
-            except RewardError as error:
+            except JudgeError as error:
                 raise RewardError(
                     f"reward '{self.name}', response {response_id}: {error}"
                 ) from error

@@ -148,7 +148,7 @@ class Labelled:
         return row
 
 
-class Asked:
+class AsksForRewards:
     """Prompts of trainers that sample, as the token ids that prefloop made of them."""
 
     ids_of: Callable[[Any], list[int]]
@@ -174,9 +174,9 @@ _OWN: Mapping[str, tuple[type, ...]] = {
     "KTOTrainer": (Mismatched,),
     "CPOTrainer": (Labelled,),
     "ORPOTrainer": (Labelled,),
-    "GRPOTrainer": (Asked,),
-    "RLOOTrainer": (Asked,),
-    "GMPOTrainer": (Asked,),
+    "GRPOTrainer": (AsksForRewards,),
+    "RLOOTrainer": (AsksForRewards,),
+    "GMPOTrainer": (AsksForRewards,),
     "SFTTrainer": (),  # takes token ids as it is
 }
 

@@ -120,6 +120,14 @@ for _name, _mask in ((SDPA, sdpa_mask), (EAGER, eager_mask)):
     AttentionMaskInterface.register(_name, _mask)
 
 
+class _Roles(nn.ModuleDict):
+    """The encoder of every role. ``models.merge`` asks its ``method`` whether it can be merged."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+
 class Virtual(Method):
     """The common part of the methods below, whose ``encoder`` makes a role's virtual tokens."""
 
@@ -131,7 +139,7 @@ class Virtual(Method):
     def __init__(self, config: AdapterConfig, card: Card) -> None:
         super().__init__(config, card)
         self.tokens = int(self.options["tokens"])
-        self.roles = nn.ModuleDict()
+        self.roles = _Roles(self)
         self.role: str | None = None
         self._making = False
 

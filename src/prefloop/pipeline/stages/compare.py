@@ -78,7 +78,7 @@ kind.
 
 
 @dataclass(frozen=True)
-class Answers:
+class ScoredAnswers:
     """The answers of one policy, by prompt id."""
 
     prompts: dict[str, Prompt]
@@ -193,7 +193,7 @@ class Compare(Stage):
         }
         yield from trained_prompts(files, self.data.layout, self.data.limit, work.scratch)
 
-    def _keep_gold(self, work: Work, answers: Mapping[str, Answers]) -> None:
+    def _keep_gold(self, work: Work, answers: Mapping[str, ScoredAnswers]) -> None:
         """Write the gold score of every response, by prompt and policy: the report sorts
         conversations by them.
         """
@@ -227,7 +227,7 @@ class Compare(Stage):
         )
 
     def _by_scores(
-        self, results: Mapping[str, PolicyResult], answers: Mapping[str, Answers], judge: str
+        self, results: Mapping[str, PolicyResult], answers: Mapping[str, ScoredAnswers], judge: str
     ) -> dict[str, PolicyResult]:
         """The results with the scorer's sign test and rate at equal length, where no judge is
         asked.
@@ -251,7 +251,7 @@ class Compare(Stage):
                 out[policy] = dataclasses.replace(out[policy], at_equal_length=level)
         return out
 
-    def _asked(self, work: Work, answers: Mapping[str, Answers]) -> Judged:
+    def _asked(self, work: Work, answers: Mapping[str, ScoredAnswers]) -> Judged:
         """All policies against each other, the k-th answer against the k-th; SFT is always side
         b.
         """
@@ -293,7 +293,7 @@ class Compare(Stage):
             )
         return judged
 
-    def _matrix_of_scores(self, answers: Mapping[str, Answers], judge: str) -> Matrix:
+    def _matrix_of_scores(self, answers: Mapping[str, ScoredAnswers], judge: str) -> Matrix:
         scores = {p: answers[p].scores(judge) for p in self.policies}
         rates, games = {}, []
         for a, b in itertools.combinations([*reversed(self.others), BASELINE], 2):
@@ -307,7 +307,7 @@ class Compare(Stage):
         ranking = rank(games, anchor=BASELINE, resamples=self.config.resamples) if rated else None
         return matrix(SCORERS[judge], self.policies, rates, ranking)
 
-    def _read(self, artifact: Artifact) -> Answers:
+    def _read(self, artifact: Artifact) -> ScoredAnswers:
         """The responses that an artifact holds, with their gold scores where there is a gold
         scorer.
         """
@@ -321,9 +321,9 @@ class Compare(Stage):
                 else r
                 for r in sampled.responses
             ]
-        return Answers(prompts, responses)
+        return ScoredAnswers(prompts, responses)
 
-    def _measure(self, policy: str, answers: Mapping[str, Answers]) -> PolicyResult:
+    def _measure(self, policy: str, answers: Mapping[str, ScoredAnswers]) -> PolicyResult:
         """One policy by everything that is measured of each response."""
         mine, sft = answers[policy], answers[BASELINE]
         responses = [r for rs in mine.responses.values() for r in rs]
@@ -352,12 +352,14 @@ class Compare(Stage):
             finished_share=float(np.mean([bool(r.finished) for r in responses])),
         )
 
-    def _win(self, mine: Answers, sft: Answers, judge: str) -> Estimate:
+    def _win(self, mine: ScoredAnswers, sft: ScoredAnswers, judge: str) -> Estimate:
         """The win rate against SFT by a scorer."""
         scores = mine.scores(judge), sft.scores(judge)
         return estimate_of(win_rate(*scores, resamples=self.config.resamples))
 
-    def _samples(self, answers: Mapping[str, Answers], count: int = 6) -> list[SampledConversation]:
+    def _samples(
+        self, answers: Mapping[str, ScoredAnswers], count: int = 6
+    ) -> list[SampledConversation]:
         """The first answer of every policy to a few prompts, evenly spaced over the file."""
         prompts = list(answers[BASELINE].prompts.values())
         chosen = [int(k * len(prompts) / count) for k in range(min(count, len(prompts)))]
