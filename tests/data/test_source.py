@@ -106,7 +106,7 @@ def test_a_text_is_a_path_an_address_or_refused() -> None:
         "hf:org/name:train[:0]",
         "hf:org/name:train[5:]",
     ):
-        with pytest.raises(ConfigError, match="is no data set of the hub: say hf:org/name"):
+        with pytest.raises(ConfigError, match="is no data set of the hub: give hf:org/name"):
             Source.parse(text)
     for text in ("s3://bucket/x", "https://host/x.jsonl"):
         with pytest.raises(

@@ -116,7 +116,7 @@ def test_wrong_settings_are_named_before_anything_is_read() -> None:
         RopeConfig("linear", 1)
     with pytest.raises(
         ConfigError,
-        match=r"rope\.factor is 4 without a type: say backbone\.rope\.type yarn or linear",
+        match=r"rope\.factor is 4 without a type: set backbone\.rope\.type yarn or linear",
     ):
         RopeConfig(factor=4)
 

@@ -186,7 +186,10 @@ def test_many_votes_keep_the_default_batch(tmp_path: Path) -> None:
         ("thumbs:30", "30 rows make 12 steps of kto, and .* takes (51) rows"),
         ("demonstrations:10", "10 rows make 9 steps of sft"),
         ("pairs:60", "60 rows make 14 steps of reward"),
-        ("pairs:90000", r"on two CPU cores, and ([\d,]+) about a day: say so many, or name a GPU"),
+        (
+            "pairs:90000",
+            r"on two CPU cores, and ([\d,]+) about a day: give such a number, or name a GPU",
+        ),
     ],
 )
 def test_a_run_that_cannot_learn_or_takes_days_is_not_written(
@@ -323,7 +326,7 @@ def test_questions_that_no_flag_answers_are_asked_until_there_is_an_answer(
     cli([*FLAGS[:7], "--output", str(file)])
     assert len(asked) == 5 and load_config(file).algo == "rloo"
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("say 1 or more") == 2 and "did you mean 'rollouts'" in said
+    assert said.count("give 1 or more") == 2 and "did you mean 'rollouts'" in said
 
 
 def test_a_closed_terminal_and_a_flag_that_is_no_answer_ask_nothing(

@@ -219,7 +219,7 @@ def _require_worth(answers: Situation, expected: Expectation) -> None:
         most = _first(lambda rows: of(rows).whole > DAY, 1) - 1
         raise ConfigError(
             f"{answers.rows:,} rows would take about {duration(expected.whole)} on two CPU cores,"
-            f" and {most:,} about a day: say so many, or name a GPU"
+            f" and {most:,} about a day: give such a number, or name a GPU"
         )
 
 

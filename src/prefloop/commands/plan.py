@@ -118,7 +118,7 @@ class Plan:
             if self.gpu is not None and not fits(stages, int(SOLD * memory)):
                 say(
                     "that is close: cards have less than they are sold with (a T4 14.6 of 16 GiB,"
-                    " an L40S 44.5 of 48); say what nvidia-smi shows",
+                    " an L40S 44.5 of 48); give the size that nvidia-smi shows",
                     "yellow",
                 )
             if not cpu and (shown := max(s.shown for s in stages)) > max(s.at_most for s in stages):
@@ -144,7 +144,7 @@ class Plan:
             return gpu[0], self.card or gpu[1]
         if self.card is not None and not self._processor:
             raise ConfigError(
-                f"this machine has no GPU whose memory --card {self.card} could have: say it, such"
+                f"this machine has no GPU whose memory --card {self.card} could have: give it, such"
                 " as --gpu 24GiB"
             )
         if self.card is None:
@@ -241,7 +241,7 @@ def bytes_of(text: str) -> int:
     """A size such as '24GiB', '24' (GiB) or '24GB' in bytes. Raises ``ConfigError``."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if not match or match[2].lower() not in UNITS or not 0 < float(match[1]) <= LARGE:
-        raise ConfigError(f"--gpu: {short(text)} is no size of memory: say 24GiB, 24GB or 80GiB")
+        raise ConfigError(f"--gpu: {short(text)} is no size of memory: give 24GiB, 24GB or 80GiB")
     return round(float(match[1]) * UNITS[match[2].lower()])
 
 

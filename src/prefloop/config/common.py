@@ -69,7 +69,7 @@ class RopeConfig:
             )
         if self.type == "none" and self.factor != 1:
             raise ConfigError(
-                f"backbone.rope.factor is {self.factor:g} without a type: say backbone.rope.type"
+                f"backbone.rope.factor is {self.factor:g} without a type: set backbone.rope.type"
                 " yarn or linear"
             )
         if self.type != "none" and self.factor == 1:

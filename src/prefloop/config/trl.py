@@ -110,7 +110,7 @@ _SPOKEN_FOR: Mapping[str, str] = {
     "max_completion_length": "say generation.max_new_tokens",
     "use_vllm vllm_* use_transformers_* transformers_* cache_implementation generation_kwargs"
     " ds3_*": "a TRL stage samples with transformers, from the adapter in training",
-    "reward_weights": "say the weights in trl.rewards",
+    "reward_weights": "set the weights in trl.rewards",
     "precompute_ref_* sync_ref_model ref_model_*": (
         "the reference is the frozen SFT adapter, run in every step"
     ),
@@ -137,7 +137,7 @@ class TrlConfig:
     rewards: dict[str, Weight] = aside(default_factory=dict)  # Trl.parts has them: files by bytes
     """Rewards of trainers that sample, and their weights: reward_model, a function of trl.rewards
     such as think_format_reward, path/to/file.py:function or http://host/path as in ppo.rewards.
-    Default: the reward model alone.
+    A weight of 0 logs a reward and learns nothing from it. Default: the reward model alone.
     """
     aggregation: Aggregation = "share"
     """Votes to labels, of which TRL takes the side of one half that they lie on."""

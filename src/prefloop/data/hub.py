@@ -38,7 +38,7 @@ def copy_of(address: str, fetch: bool) -> Path | None:
     """
     match = _ADDRESS.fullmatch(address)
     if match is None or match["first"] == "0":
-        raise ConfigError(f"'hf:{address[:200]}' is no data set of the hub: say {FORMS}")
+        raise ConfigError(f"'hf:{address[:200]}' is no data set of the hub: give {FORMS}")
     name, config, split, first = match.group("name", "config", "split", "first")
     folder = name.replace("/", "--") + (f"@{config}" if config else "")
     file = f"{split or 'only-split'}{f'-first-{first}' if first else ''}.jsonl"

@@ -115,7 +115,7 @@ def data_of(text: str) -> tuple[str, int]:
     if kind not in KINDS:
         raise ConfigError(f"--data: unknown kind '{kind}' ({among(kind, KINDS)})")
     if rows is None:
-        raise ConfigError(f"--data: {short(text)} has no rows: say 1 or more")
+        raise ConfigError(f"--data: {short(text)} has no rows: give 1 or more")
     return kind, rows
 
 
@@ -131,7 +131,7 @@ def one_of(flag: str, answer: str, known: Collection[str]) -> str:
 def tasks_of(text: str) -> int:
     """Parse '3' as a number of tasks. Raises ``ConfigError`` for anything else."""
     if (tasks := count_in(text)) is None:
-        raise ConfigError(f"--tasks: {short(text)} is no number of tasks: say 1 or more")
+        raise ConfigError(f"--tasks: {short(text)} is no number of tasks: give 1 or more")
     return tasks
 
 

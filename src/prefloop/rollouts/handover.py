@@ -120,6 +120,6 @@ def register(worker: Any, number: int, tensors: dict[str, Tensor], config: dict[
     if lost := sorted(adapter.loras.keys() - places):
         raise ValueError(
             f"vLLM has no place for {len(lost)} of the adapter's {len(adapter.loras)} modules:"
-            f" {lost[:3]}; say generation.handover merged"
+            f" {lost[:3]}; set generation.handover merged"
         )
     manager.add_adapter(adapter)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
@@ -100,6 +101,15 @@ class Grader(Assessor[Single, Grade]):
         """``grade_key`` of each question."""
         grader = self.fingerprint()
         return [grade_key(grader, *single) for single in questions]
+
+    def grade(self, prompt: Prompt, response: Reply) -> float:
+        """The score of one response. Raises ``JudgeError`` when there is none."""
+        grade = self.ask([(prompt, response)])[0]
+        if not math.isfinite(grade.score):
+            raise JudgeError(
+                grade.failed or f"{self.name}: the reply on prompt '{prompt.id}' holds no grade"
+            )
+        return grade.score
 
 
 class OwnJudge(Protocol):
