@@ -136,8 +136,8 @@ class TrlConfig:
     """
     rewards: dict[str, Weight] = aside(default_factory=dict)  # Trl.parts has them: files by bytes
     """Rewards of trainers that sample, and their weights: reward_model, a function of trl.rewards
-    such as think_format_reward, path/to/file.py:function or http://host/path as in ppo.rewards.
-    Default: the reward model alone.
+    such as think_format_reward, path/to/file.py:function or http://host/path as in ppo.rewards. A
+    weight of 0 only logs the score. Default: the reward model alone.
     """
     aggregation: Aggregation = "share"
     """Votes to labels, of which TRL takes the side of one half that they lie on."""
