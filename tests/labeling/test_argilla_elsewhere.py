@@ -360,7 +360,9 @@ def test_an_address_gives_every_record_and_a_digest_that_follows_the_votes(
     after = read(address, labelling.connection)
     assert after.rows[1]["votes"][0]["choice"] == 1 and after.digest != before.digest
     assert read(address, labelling.connection).digest == after.digest
-    assert json.loads(json.dumps(after.rows)) == after.rows and "is read as the vote" in after.said
+    assert (
+        json.loads(json.dumps(after.rows)) == after.rows and "is read as the vote" in after.summary
+    )
     turned = read(
         f"{address}?responses=response2,response1&preferred=ranking", labelling.connection
     )
