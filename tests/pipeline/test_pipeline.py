@@ -269,15 +269,7 @@ def test_votes_from_a_file_need_neither_gold_nor_candidates(
     assert "sample" not in [s["name"] for s in found["stages"]]
     dpo = found["results"]["dpo"]
     assert "gold" not in dpo and set(dpo["wins"]) == {"reward"}
-    assert found["annotators"] == [
-        {
-            "name": "file:pairs.jsonl",
-            "simulated": False,
-            "noise": None,
-            "agreement_with_gold": None,
-            "votes": 12,
-        }
-    ]
+    assert found["annotators"] == [{"name": "file:pairs.jsonl", "simulated": False, "votes": 12}]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["check", "f.jsonl"]])
