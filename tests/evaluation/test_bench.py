@@ -214,7 +214,7 @@ def test_as_a_stage_it_measures_each_adapter_once_and_a_new_policy_alone(
         runtime = Runtime(backbone, rollout="transformers", output=tmp_path)
         stages = [Made("sft", 1), *more, Bench(config)]
         summary = Pipeline(stages, runtime).run(tmp_path / "t")
-        return {stage["name"]: stage["status"] for stage in summary["stages"]}
+        return {stage.name: stage.status for stage in summary.stages}
 
     ppo, dpo = Made("ppo", 2, ("sft",)), Made("dpo", 3, ("sft",))
     assert set(run(ppo).values()) == {"ran"}

@@ -12,6 +12,7 @@ from prefloop.errors import ConfigError
 from prefloop.pipeline.algorithms import algorithm
 from prefloop.pipeline.pipeline import named
 from prefloop.report.closing import sft_lines
+from prefloop.report.summary import StageRun
 
 
 def test_sft_alone_trains_and_is_measured_on_what_it_holds_out(
@@ -45,12 +46,13 @@ def test_sft_alone_trains_and_is_measured_on_what_it_holds_out(
 
 
 def test_sft_alone_says_what_it_came_to_and_that_nothing_measured_it() -> None:
-    sft = {"name": "sft", "metrics": {"loss_last": 1.25, "steps": 8}}
+    metrics = {"loss_last": 1.25, "steps": 8}
+    sft = StageRun("sft", metrics=metrics)
     loss = "SFT: loss 1.250 at the last of 8 steps"
     first, second = sft_lines([sft])
     assert first == loss and second.startswith("nothing was measured: set sft.eval_share")
-    assert sft_lines([sft, {"name": "bench", "metrics": {}}]) == [loss]
-    held = {"name": "sft", "metrics": {**sft["metrics"], "held_out_loss": 1.5, "best_step": 6}}
+    assert sft_lines([sft, StageRun("bench")]) == [loss]
+    held = StageRun("sft", metrics=metrics | {"held_out_loss": 1.5, "best_step": 6})
     assert sft_lines([held]) == [f"{loss}, held-out loss 1.500 at step 6, whose weights are kept"]
 
 
