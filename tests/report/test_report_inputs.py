@@ -137,7 +137,7 @@ def test_a_wrong_field_is_named_with_what_was_found(tmp_path: Path) -> None:
 
 
 def test_a_summary_of_the_version_before_reads_as_one_of_this(tmp_path: Path) -> None:
-    """``former_summary.json`` is what 0.1 wrote of the run that the fixture describes."""
+    """``former_summary.json`` is what that version wrote of the fixture's run."""
     shutil.copy(Path(__file__).with_name("former_summary.json"), tmp_path / "summary.json")
     former = read_summary(tmp_path / "summary.json")
     run = report_fixture.write_run(tmp_path / "now", report_extras.judged())

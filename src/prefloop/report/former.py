@@ -1,8 +1,8 @@
 """The one place that knows how earlier versions wrote results.
 
-Until 0.1 a policy's row was flat (``win_rate_vs_sft``, ``ci_low``, ``llm_win_rate``, …) and a
-control or an Elo rating named its value in its own way. What is of another shape is left as it is:
-the typed reader names it.
+A policy's row was flat (``win_rate_vs_sft``, ``ci_low``, ``llm_win_rate``, …), and a control or an
+Elo rating had its own name for its value. Other shapes are left as they are: the typed reader names
+what is wrong.
 """
 
 from __future__ import annotations
