@@ -53,9 +53,9 @@ test-labeling: .venv-labeling/.installed
 test-triton: .venv/triton
 	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/models/test_triton_kernels.py
 
-# The labelling server has an environment of its own: Argilla's pins fit no trainer's.
+# The labeling server has an environment of its own: Argilla's pins fit no trainer's.
 .venv-labeling/.installed: labeling/requirements.txt labeling/requirements-test.txt
-	@echo "installing the labelling server's environment (about a minute) ..."
+	@echo "installing the labeling server's environment (about a minute) ..."
 	@test -x $(LABELING) || $(PYTHON) -m venv .venv-labeling
 	@$(LABELING) -m pip $(LOCKED) -r labeling/requirements.txt -r labeling/requirements-test.txt
 	@touch $@

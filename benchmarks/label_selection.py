@@ -7,7 +7,7 @@ several ways to choose them.
 Every method starts from the same 100 random pairs; from then on it doubles them out of 2,000 random
 pairs of the pool that it has not used, by ``labeling.selection`` as ``prefloop label next`` does,
 and a reward ensemble is trained from scratch on all that it has (label and reward stages, one epoch
-but at least 25 steps). The pool's own votes are what the labellers would say. All members' mean
+but at least 25 steps). The pool's own votes are what the labelers would say. All members' mean
 score is measured on the test pairs. Finished trainings lie in the store of the output folder: the
 same command goes on after a kill or a time limit, and ``results.json`` holds what is done so far. A
 small model leaves most of a GPU idle: run the seeds side by side, each with an --output of its own,
@@ -62,16 +62,16 @@ def usable(path: Path, runtime: Runtime, limit: int | None = None) -> list[Compa
     return found[:limit]
 
 
-def train(runtime: Runtime, labelled: list[Comparison], options: argparse.Namespace) -> Artifact:
-    """An ensemble on the labelled pairs, through the stages; taken from the store when it was
+def train(runtime: Runtime, labeled: list[Comparison], options: argparse.Namespace) -> Artifact:
+    """An ensemble on the labeled pairs, through the stages; taken from the store when it was
     trained before.
     """
-    path = options.output / "labelled.jsonl"
-    write_jsonl(path, labelled)
+    path = options.output / "labeled.jsonl"
+    write_jsonl(path, labeled)
     comparisons = Label(LabelConfig(source="file"), DataConfig(comparisons=path)).run(runtime)
     config = RewardConfig(
         members=options.members,
-        epochs=max(1.0, math.ceil(options.least_steps * options.batch_pairs / len(labelled))),
+        epochs=max(1.0, math.ceil(options.least_steps * options.batch_pairs / len(labeled))),
         batch_pairs=options.batch_pairs,
         holdout=0.0,  # every label is trained on; the test pairs measure
         head_learning_rate=options.learning_rate,
@@ -213,8 +213,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pool", type=Path, help="labelled pairs to choose from")
-    parser.add_argument("--test", type=Path, help="labelled pairs to measure on")
+    parser.add_argument("--pool", type=Path, help="labeled pairs to choose from")
+    parser.add_argument("--test", type=Path, help="labeled pairs to measure on")
     parser.add_argument(
         "--join",
         type=Path,

@@ -1,4 +1,4 @@
-"""Labelling at size: 50,000 records pushed, 10,000 answers pulled, eight annotators at once.
+"""Labeling at size: 50,000 records pushed, 10,000 answers pulled, eight annotators at once.
 
     # about fifteen minutes; the server is started in a temporary home
     python benchmarks/labels.py

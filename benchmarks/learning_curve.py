@@ -132,7 +132,7 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("labelled pairs")
+    axes.set_xlabel("labeled pairs")
     axes.set_ylabel("accuracy on held-out pairs (%)")
     axes.legend(frameon=False, title="next pairs chosen by")
     axes.spines[["top", "right"]].set_visible(False)

@@ -32,7 +32,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from shapes import SHAPES, make_model, make_quantised
+from shapes import SHAPES, make_model, make_quantized
 
 GIB = 2**30
 PROMPT, RESPONSE = 150, 110
@@ -53,14 +53,14 @@ class Case:
         return "-".join(map(str, dataclasses.astuple(self)))
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         """Whether the model is made and stored in 4 bits: 7B as 5 GB, in memory, once for all of
         its cases.
         """
         return self.shape == "7b" and self.precision == "nf4"
 
     def folder(self, models: Path) -> Path:
-        return models / f"prefloop-{self.shape}{'-nf4' if self.quantised else ''}"
+        return models / f"prefloop-{self.shape}{'-nf4' if self.quantized else ''}"
 
 
 CASES = (
@@ -262,7 +262,7 @@ def measure(case: Case, folder: Path, capped: bool = False) -> dict[str, Any]:
     config = settings(case, str(folder))
     gpu = torch.cuda.is_available()
     if not (folder / "config.json").is_file():
-        (make_quantised if case.quantised else make_model)(folder, case.shape)
+        (make_quantized if case.quantized else make_model)(folder, case.shape)
         if gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()

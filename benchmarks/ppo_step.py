@@ -9,7 +9,7 @@ phase, and the arithmetic limit.
     # scoring and training with four separate bfloat16 models
     python benchmarks/ppo_step.py --side four
     # one H200
-    python benchmarks/ppo_step.py --shape 70b --quantised --weights nf4 --prompts 64 --new-tokens \
+    python benchmarks/ppo_step.py --shape 70b --quantized --weights nf4 --prompts 64 --new-tokens \
         128
 
 Random weights in NF4, LoRA r = 16 on every linear layer; prompts shaped like hh-rlhf. The limit
@@ -32,7 +32,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import four_models
-from shapes import SHAPES, make_model, make_quantised, rows
+from shapes import SHAPES, make_model, make_quantized, rows
 
 GIB = 2**30
 
@@ -164,7 +164,7 @@ def main() -> None:
         help="four: separate bfloat16 models, no vLLM",
     )
     parser.add_argument(
-        "--quantised", action="store_true", help="make the model in 4 bits, a layer at a time"
+        "--quantized", action="store_true", help="make the model in 4 bits, a layer at a time"
     )
     options = parser.parse_args()
 
@@ -195,7 +195,7 @@ def main() -> None:
     print(torch.cuda.get_device_name() if gpu else "cpu", versions, flush=True)
     folder = options.model or Path(tempfile.gettempdir()) / f"prefloop-{options.shape}"
     if not (folder / "config.json").is_file():
-        (make_quantised if options.quantised else make_model)(folder, options.shape)
+        (make_quantized if options.quantized else make_model)(folder, options.shape)
     data = rows(options.prompts, SHAPES[options.shape]["vocab_size"])
     prompts_ids = {str(i): p for i, (p, _, _) in enumerate(data)}
     rate = matrix_rate() if gpu else 2.5e11

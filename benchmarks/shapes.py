@@ -44,7 +44,7 @@ def make_model(folder: Path, shape: str) -> None:
     make_tokenizer(folder, SHAPES[shape]["vocab_size"])
 
 
-def make_quantised(folder: Path, shape: str) -> None:
+def make_quantized(folder: Path, shape: str) -> None:
     """The same in NF4, made and written a layer at a time: the bfloat16 model never exists whole,
     on the device or on disk.
     """

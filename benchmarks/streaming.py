@@ -8,7 +8,7 @@ packs of an epoch.
     python benchmarks/streaming.py --tables
 
 Lengths are shaped like hh-rlhf (prompts of 110 words and responses of 80 on average); words are
-drawn from a small vocabulary and tokenised by a tokenizer of whole words, so that a run is about
+drawn from a small vocabulary and tokenized by a tokenizer of whole words, so that a run is about
 the toolkit and not about the tokenizer. No model is loaded.
 """
 
@@ -167,7 +167,7 @@ def stream(folder: Path, count: int) -> dict[str, float]:
         "private_mib": max(private),
         "peak_mib": peak_mib(),
         "validate_s": validated - started,
-        "tokenise_s": written - validated,
+        "tokenize_s": written - validated,
         "packs_s": time.monotonic() - written,
         "steps": steps,
         "million_tokens": tokens / 1e6,
@@ -242,8 +242,8 @@ def main() -> None:
         print(
             f"{r['pairs']:8,} pairs  {r['file_mib']:7.1f} MiB of text  {r['million_tokens']:6.1f} M"
             f" tokens  {r['steps']:5} steps  own memory at most {r['private_mib']:4.0f} MiB (with"
-            f" mapped files {r['peak_mib']:.0f})  validated in {r['validate_s']:.0f} s, tokenised"
-            f" in {r['tokenise_s']:.0f} s, packed in {r['packs_s']:.0f} s",
+            f" mapped files {r['peak_mib']:.0f})  validated in {r['validate_s']:.0f} s, tokenized"
+            f" in {r['tokenize_s']:.0f} s, packed in {r['packs_s']:.0f} s",
             flush=True,
         )
 

@@ -7,7 +7,7 @@ interpolation, before and after a few steps.
         hh_helpful_train.jsonl.gz hh_helpful_test.jsonl.gz
 
 Without --model a small Llama is trained from scratch on short text, a random segment over and over,
-whose every copy is told by what stood one period before: it must find a token by its neighbour,
+whose every copy is told by what stood one period before: it must find a token by its neighbor,
 however far back. Then the same text at four times the length, with longer segments.
 
 With --model documents of four times the context in its config.json (SmolLM2's is 8,192: 32,768

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from labelling import until
+from labeling_server import until
 from websockets.sync.client import ClientConnection, connect
 
 BROWSER = next(

@@ -37,7 +37,7 @@ settings.register_profile(
 settings.load_profile("same")
 
 if TYPE_CHECKING:
-    from labelling import Labelling
+    from labeling_server import Labeling
 
 
 @pytest.fixture(scope="session")
@@ -64,11 +64,10 @@ def tiny_folder(tiny_folders: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def labelling(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Labelling"]:
+def labeling(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Labeling"]:
     """A real Argilla with its worker, started once a session."""
-    import labelling
 
-    with labelling.running(tmp_path_factory.mktemp("labelling") / "home") as server:
+    with labeling_server.running(tmp_path_factory.mktemp("labeling") / "home") as server:
         yield server
 
 
@@ -111,7 +110,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     spread = hasattr(config, "workerinput")
 
     def is_slow(item: pytest.Item) -> bool:
-        return item.get_closest_marker("slow") is not None or "labelling" in getattr(
+        return item.get_closest_marker("slow") is not None or "labeling" in getattr(
             item, "fixturenames", ()
         )
 

@@ -149,7 +149,7 @@ def _begin(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    # The script finds what a user's process finds: its neighbours, and not the tests' own modules.
+    # The script finds what a user's process finds: its neighbors, and not the tests' own modules.
     named = [str((folder / script).parent), *environment["PYTHONPATH"].split(os.pathsep)]
     sys.path[:] = [*named, *(p for p in sys.path if Path(p).parent != folder)]
     sys.argv = [script, *arguments]

@@ -97,7 +97,7 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
             {"prompt": ASK, "completion": BAD, "label": False},
         ],
     ),
-    "trl language modelling": ("messages", [{"messages": [user(), bot(), user(NEXT), bot(MORE)]}]),
+    "trl language modeling": ("messages", [{"messages": [user(), bot(), user(NEXT), bot(MORE)]}]),
     "trl prompt only": ("prompt_only", [{"prompt": [user()], "solution": "naps"}]),
     "hh-rlhf": (
         "hh",

@@ -1,4 +1,4 @@
-"""Kills, copies, backups and restores of a labelling server amid submits: no acknowledged vote may
+"""Kills, copies, backups and restores of a labeling server amid submits: no acknowledged vote may
 be missing or changed.
 
     python benchmarks/reliability/labels.py --seed 0 --size 200
@@ -222,7 +222,7 @@ def up(home: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Kills, copies, backups and restores of a labelling server."
+        description="Kills, copies, backups and restores of a labeling server."
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=200, help="submits (default: %(default)s)")

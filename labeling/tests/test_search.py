@@ -242,7 +242,7 @@ def test_similarity_to_a_record_leaves_it_out(embedded: tuple[Dataset, list[str]
     ]
 
 
-def test_similarity_honours_filters_and_text(embedded: tuple[Dataset, list[str]]) -> None:
+def test_similarity_honors_filters_and_text(embedded: tuple[Dataset, list[str]]) -> None:
     dataset, _ = embedded
     axis = {"and": [terms(metadata_scope("source"), "axis")]}
     assert [name for name, _ in similar(dataset, value=[1, 0], filters=axis)] == [

@@ -53,7 +53,7 @@ class RewardError(PrefloopError):
 
 
 class LabelError(PrefloopError):
-    """The labelling server cannot be started, reached or used as asked."""
+    """The labeling server cannot be started, reached or used as asked."""
 
 
 def among(name: str, known: Iterable[str]) -> str:

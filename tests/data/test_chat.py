@@ -7,7 +7,7 @@ from tiny import TOKENIZERS, load, tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from prefloop.data.chat import CHATML, ChatFormat
-from prefloop.data.encode import Encoder, LabelledPair, preference_group
+from prefloop.data.encode import Encoder, LabeledPair, preference_group
 from prefloop.errors import ConfigError, DataError, ModelError
 from prefloop.records import Comparison, Message, Response
 
@@ -196,7 +196,7 @@ def test_pairs_of_one_prompt_share_it_and_their_common_responses(encoder: Encode
     ]
     group = preference_group(rows, encoder, first_key=7)
     assert group is not None
-    assert group.pairs == [LabelledPair(0, 1, 1.0, 1.0), LabelledPair(1, 2, 0.25, 2.0)]
+    assert group.pairs == [LabeledPair(0, 1, 1.0, 1.0), LabeledPair(1, 2, 0.25, 2.0)]
     assert group.document.keys == [7, 8, 9]
     assert encoder.chat.decode(group.document.responses_ids[2]) == "three"
 

@@ -456,7 +456,7 @@ def test_thumbs_pair_up_within_a_prompt_and_every_response_is_used() -> None:
     assert skipped == {"no opposite thumb for the same prompt": 1, "as many thumbs up as down": 1}
 
 
-def test_an_annotator_votes_for_the_response_the_thumbs_favour() -> None:
+def test_an_annotator_votes_for_the_response_the_thumbs_favor() -> None:
     rows = [
         rating("u", "A", "up", "up", "down", "up"),
         rating("d", "X", "down", "up", "up", "down", "down"),

@@ -105,8 +105,8 @@ def test_every_training_prompt_has_one_demonstration_with_its_id_in_its_order() 
 
 
 def test_topics_are_mixed_and_every_one_is_evaluated() -> None:
-    neighbours = [a.meta["topic"] == b.meta["topic"] for a, b in pairwise(TRAIN)]
-    assert mean(neighbours) < 0.1
+    neighbors = [a.meta["topic"] == b.meta["topic"] for a, b in pairwise(TRAIN)]
+    assert mean(neighbors) < 0.1
     assert {prompt.meta["topic"] for prompt in EVAL} == {prompt.meta["topic"] for prompt in TRAIN}
 
 

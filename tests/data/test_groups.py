@@ -1,4 +1,4 @@
-"""Comparisons and thumbs as tokenised groups on disk."""
+"""Comparisons and thumbs as tokenized groups on disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from counted import Alive, LineByLine
 from tiny import tiny_tokenizer
 
 from prefloop.data.chat import ChatFormat
-from prefloop.data.encode import Encoder, LabelledPair
+from prefloop.data.encode import Encoder, LabeledPair
 from prefloop.data.groups import LeftOut, documents, write_groups, write_thumbs
 from prefloop.data.quarantine import Unusable, encoded
 from prefloop.data.sources import write_jsonl
@@ -60,8 +60,8 @@ def test_comparisons_of_one_prompt_form_a_group_with_its_distinct_responses(
     texts = [[chat.decode(ids) for ids in g.document.responses_ids] for g in groups]
     assert texts == [["one", "two", "three"], ["one", "two"]]
     assert [g.pairs for g in groups] == [
-        [LabelledPair(0, 1, 2 / 3, 1.0), LabelledPair(1, 2, 0.25, 1.0)],
-        [LabelledPair(0, 1, 0.0, 1.0)],
+        [LabeledPair(0, 1, 2 / 3, 1.0), LabeledPair(1, 2, 0.25, 1.0)],
+        [LabeledPair(0, 1, 0.0, 1.0)],
     ]
     assert [list(g.document.keys) for g in groups] == [[0, 1, 2], [3, 4]]
     assert [groups.pairs(i) for i in range(len(groups))] == [2, 1] and groups.total_pairs == 3

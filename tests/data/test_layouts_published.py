@@ -1,4 +1,4 @@
-"""Files with the columns that other projects publish: each is recognised and gives the records that
+"""Files with the columns that other projects publish: each is recognized and gives the records that
 its publishers mean.
 """
 
@@ -46,7 +46,7 @@ def asked(*texts: str, system: bool = False) -> list[Message]:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_published_layout_is_recognised_and_told_by_its_columns(
+def test_every_published_layout_is_recognized_and_told_by_its_columns(
     tmp_path: Path, name: str
 ) -> None:
     layout, rows = PUBLISHED[name]
@@ -107,7 +107,7 @@ def test_a_system_column_stands_before_the_question_and_an_empty_one_is_none(
 # name: prompt, answer
 ANSWERS: dict[str, tuple[list[Message], str]] = {
     "trl prompt-completion": (asked(ASK), GOOD),
-    "trl language modelling": (asked(ASK, GOOD, NEXT), MORE),
+    "trl language modeling": (asked(ASK, GOOD, NEXT), MORE),
     "ultrachat": (asked(ASK, GOOD, NEXT), MORE),
     "llama-factory alpaca": (
         asked(ASK, GOOD, "Name two birds\nthat sleep in the air", system=True),

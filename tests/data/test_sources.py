@@ -1,4 +1,4 @@
-"""Every layout is recognised and read into the same records; files come back as they were
+"""Every layout is recognized and read into the same records; files come back as they were
 written.
 """
 

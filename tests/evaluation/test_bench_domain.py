@@ -15,7 +15,7 @@ from prefloop.data.sources import detect_layout, load_demonstrations, load_promp
 from prefloop.errors import DataError
 from prefloop.evaluation.benchmarks.domain import (
     f1,
-    normalised,
+    normalized,
     per_prompt,
     read,
     references,
@@ -32,7 +32,7 @@ def rows(*accepted: list[str]) -> list[Demonstration]:
 
 
 def test_squad_normal_form_drops_case_punctuation_and_articles() -> None:
-    assert normalised("The  Quick, brown fox's A-den!") == "quick brown foxs aden"
+    assert normalized("The  Quick, brown fox's A-den!") == "quick brown foxs aden"
     assert f1("the quick fox", "a fox") == pytest.approx(2 / 3)  # precision 1, recall 1/2
     assert (
         f1("the", "an") == 1.0 and f1("the", "fox") == 0.0

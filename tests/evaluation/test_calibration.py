@@ -11,7 +11,7 @@ from prefloop.data.encode import PreferenceGroup
 from prefloop.data.packing import Document
 from prefloop.evaluation.reward_metrics import PairMetrics, pairwise
 from prefloop.objectives.calibration import expected_calibration_error, fit_temperature, log_loss
-from prefloop.objectives.reward import bradley_terry, centring
+from prefloop.objectives.reward import bradley_terry, centering
 from prefloop.pipeline.stages.reward import crossed
 
 
@@ -86,9 +86,9 @@ def test_pairs_take_the_mean_of_the_members_scores() -> None:
     )
 
 
-def test_margin_asks_for_more_and_centring_pulls_to_zero() -> None:
+def test_margin_asks_for_more_and_centering_pulls_to_zero() -> None:
     margin = torch.tensor([0.0, 2.0])
     assert torch.allclose(bradley_terry(margin, 1.0, 1.0), bradley_terry(margin - 1, 1.0))
     assert torch.allclose(bradley_terry(-margin, 0.0, 1.0), bradley_terry(margin, 1.0, 1.0))
-    assert centring(torch.tensor([1.0]), torch.tensor([-1.0])).item() == 0
-    assert centring(torch.tensor([1.0]), torch.tensor([0.5])).item() == pytest.approx(2.25)
+    assert centering(torch.tensor([1.0]), torch.tensor([-1.0])).item() == 0
+    assert centering(torch.tensor([1.0]), torch.tensor([0.5])).item() == pytest.approx(2.25)

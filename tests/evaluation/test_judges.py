@@ -264,7 +264,7 @@ def test_a_function_grades_with_the_prompt_and_its_meta(tmp_path):
     assert not list(tmp_path.rglob("*.pyc"))
 
 
-def test_the_fingerprint_and_the_behaviour_follow_the_file_even_within_one_second(tmp_path):
+def test_the_fingerprint_and_the_behavior_follow_the_file_even_within_one_second(tmp_path):
     one = _grader(tmp_path, "def grade(prompt, response):\n    return 1\n")
     same = _grader(tmp_path, "def grade(prompt, response):\n    return 1\n")
     two = _grader(tmp_path, "def grade(prompt, response):\n    return 2\n")

@@ -94,7 +94,7 @@ def test_rewardbench_rows_give_accuracy_by_subset_and_section(
     )
     raw = torch.tensor(
         0.5
-    ).sigmoid()  # a normalised difference of 1 is one of 0.5 before normalisation
+    ).sigmoid()  # a normalized difference of 1 is one of 0.5 before normalization
     assert found["ece_raw"] == pytest.approx(
         expected_calibration_error(raw.repeat(8), torch.tensor([1.0] * 5 + [0.0] * 3)), abs=1e-6
     )

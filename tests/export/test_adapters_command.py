@@ -220,7 +220,7 @@ def test_the_card_of_hra_names_peft_where_it_can_run_it(
     first = told[told.index("```python") :]
     assert first[: first.index("```", 9)].count("PeftModel") == 2 * peft
     assert (
-        "PEFT runs `hra` on weights that are not quantised alone. With prefloop:" in told
+        "PEFT runs `hra` on weights that are not quantized alone. With prefloop:" in told
     ) != peft
 
 

@@ -35,7 +35,7 @@ from prefloop.errors import ConfigError, StoreError
 from prefloop.evaluation.judges.ensemble import RewardGrader
 from prefloop.export.adapter import export
 from prefloop.export.card import Exported, model_card
-from prefloop.export.card_base import Base, base_name, base_of, licence
+from prefloop.export.card_base import Base, base_name, base_of, license
 from prefloop.export.card_tables import Compared, comparison, eval_results, uses
 from prefloop.export.loading import loading
 from prefloop.labeling.scoring import open_reward
@@ -333,14 +333,14 @@ def test_the_first_snippet_of_a_card_loads_the_model_that_was_trained_and_the_se
         theirs = names["model"](IDS).logits
     exec(second.replace("FOLDER", str(folder)).replace('"BASE"', f'"{base}"'), names)
     with torch.no_grad():
-        unquantised = names["model"](IDS).logits
+        unquantized = names["model"](IDS).logits
     opened = open_policies([f"{nf4}:sft"])
     with torch.no_grad(), opened.runtime.backbone.role(next(iter(opened.roles.values()))):
         ours = opened.runtime.backbone.causal_lm(IDS).logits
     assert theirs.dtype == ours.dtype
     tolerance = 1e-4 if ours.dtype == torch.float32 else 0.3  # some processors compute in bfloat16
     torch.testing.assert_close(theirs, ours, atol=tolerance, rtol=tolerance)
-    assert (unquantised.float() - ours.float()).abs().max() > 1e-2
+    assert (unquantized.float() - ours.float()).abs().max() > 1e-2
     between = card[card.index(first) : card.index(second)]
     assert "another model: its numbers differ" in between and "`prefloop export --merge`" in between
 
@@ -576,12 +576,12 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(
         (None, None),
     ],
 )
-def test_the_licence_is_what_the_base_states_or_left_out(
+def test_the_license_is_what_the_base_states_or_left_out(
     tmp_path: Path, text: str | None, expected: str | None
 ) -> None:
     if text is not None:
         (tmp_path / "README.md").write_text(text)
-    assert licence(tmp_path) == expected
+    assert license(tmp_path) == expected
 
 
 def test_a_local_base_stands_under_its_folders_name(tmp_path: Path) -> None:

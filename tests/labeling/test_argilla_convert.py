@@ -10,7 +10,7 @@ from typing import Any
 
 import argilla as rg
 import pytest
-from labelling import ROOT, Labelling, comparisons, ratings
+from labeling_server import ROOT, Labeling, comparisons, ratings
 
 from prefloop.errors import DataError
 from prefloop.labeling.argilla.convert import from_argilla, to_argilla
@@ -32,8 +32,8 @@ TURNS = [
 
 
 @pytest.fixture(scope="module")
-def sdk(labelling: Labelling) -> rg.Argilla:
-    return rg.Argilla(api_url=labelling.url, api_key=labelling.connection.api_key)
+def sdk(labeling: Labeling) -> rg.Argilla:
+    return rg.Argilla(api_url=labeling.url, api_key=labeling.connection.api_key)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def bare(records: list[Any]) -> list[Any]:
     ]
 
 
-def log(labelling: Labelling, sdk: rg.Argilla, made: Any, name: str) -> rg.Dataset:
+def log(labeling: Labeling, sdk: rg.Argilla, made: Any, name: str) -> rg.Dataset:
     dataset = rg.Dataset(name, workspace="default", settings=made.settings, client=sdk)
     dataset.create()
     dataset.records.log(made.records)
@@ -84,23 +84,23 @@ def test_ratings_and_their_thumbs_come_back_as_they_were(sdk: rg.Argilla) -> Non
 
 
 def test_a_dataset_of_the_sdk_is_the_one_that_a_push_makes(
-    labelling: Labelling, sdk: rg.Argilla, pairs: list[Comparison]
+    labeling: Labeling, sdk: rg.Argilla, pairs: list[Comparison]
 ) -> None:
-    name = labelling.name()
-    dataset = log(labelling, sdk, to_argilla(pairs, name, client=sdk), name)
-    assert labelling.argilla.push(pairs, name) == Pushed(0, len(pairs))
+    name = labeling.name()
+    dataset = log(labeling, sdk, to_argilla(pairs, name, client=sdk), name)
+    assert labeling.argilla.push(pairs, name) == Pushed(0, len(pairs))
     assert bare(from_argilla(dataset)) == pairs
-    assert labelling.argilla.pull(name).records == [], "nobody has answered on the server"
-    pushed = labelling.name()
-    labelling.argilla.push(pairs, pushed)
+    assert labeling.argilla.pull(name).records == [], "nobody has answered on the server"
+    pushed = labeling.name()
+    labeling.argilla.push(pairs, pushed)
     found = from_argilla(sdk.datasets(pushed, workspace="default"))
     assert bare(found) == [dataclasses.replace(pair, votes=[]) for pair in pairs]
 
 
 def test_votes_of_the_servers_users_become_answers_that_show(
-    labelling: Labelling, sdk: rg.Argilla, pairs: list[Comparison]
+    labeling: Labeling, sdk: rg.Argilla, pairs: list[Comparison]
 ) -> None:
-    name, ann = labelling.name(), labelling.user()
+    name, ann = labeling.name(), labeling.user()
     ids = {user.username: user.id for user in sdk.users.list()}
     votes = [Vote(ann.name, i % 2, 1 + i % 3, "so") for i in range(8)]
     records = [
@@ -108,9 +108,9 @@ def test_votes_of_the_servers_users_become_answers_that_show(
         for pair, vote in zip(pairs, votes, strict=True)
     ]
     dataset = log(
-        labelling, sdk, to_argilla(records, name, client=sdk, users={ann.name: ids[ann.name]}), name
+        labeling, sdk, to_argilla(records, name, client=sdk, users={ann.name: ids[ann.name]}), name
     )
-    assert labelling.argilla.progress(name).annotators[ann.name]["submitted"] == 8
+    assert labeling.argilla.progress(name).annotators[ann.name]["submitted"] == 8
     found = [
         dataclasses.replace(
             record, votes=[dataclasses.replace(vote, at=None) for vote in record.votes]

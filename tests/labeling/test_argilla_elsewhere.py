@@ -9,7 +9,7 @@ from typing import Any
 
 import argilla as rg
 import pytest
-from labelling import Annotator, Labelling
+from labeling_server import Annotator, Labeling
 
 from prefloop.base.sealed import file_digest
 from prefloop.cli import _main, guarded
@@ -36,29 +36,29 @@ TICKS = [1, 2, 3, 4, 5]
 
 
 @pytest.fixture(scope="module")
-def sdk(labelling: Labelling) -> rg.Argilla:
-    return rg.Argilla(api_url=labelling.url, api_key=labelling.connection.api_key)
+def sdk(labeling: Labeling) -> rg.Argilla:
+    return rg.Argilla(api_url=labeling.url, api_key=labeling.connection.api_key)
 
 
 @pytest.fixture(scope="module")
-def ann(labelling: Labelling) -> Annotator:
-    return labelling.user()
+def ann(labeling: Labeling) -> Annotator:
+    return labeling.user()
 
 
 @pytest.fixture(scope="module")
-def ben(labelling: Labelling) -> Annotator:
-    return labelling.user()
+def ben(labeling: Labeling) -> Annotator:
+    return labeling.user()
 
 
 Make = Callable[..., rg.Dataset]
 
 
 @pytest.fixture(scope="module")
-def make(labelling: Labelling, sdk: rg.Argilla) -> Make:
+def make(labeling: Labeling, sdk: rg.Argilla) -> Make:
     """A dataset of ``records`` (lists of field values) by the SDK alone."""
 
     def made(settings: rg.Settings, records: list[dict[str, Any]]) -> rg.Dataset:
-        dataset = rg.Dataset(labelling.name(), workspace="default", settings=settings, client=sdk)
+        dataset = rg.Dataset(labeling.name(), workspace="default", settings=settings, client=sdk)
         dataset.create()
         dataset.records.log(
             [rg.Record(id=f"r{i}", fields=fields) for i, fields in enumerate(records)]
@@ -113,9 +113,9 @@ def rated() -> rg.Settings:
     )
 
 
-def cast(labelling: Labelling, dataset: rg.Dataset, *questions: str) -> dict[str, list[Any]]:
+def cast(labeling: Labeling, dataset: rg.Dataset, *questions: str) -> dict[str, list[Any]]:
     """Record id → (annotator, choice, strength) of every vote that a pull brings."""
-    found = labelling.argilla.pull(str(dataset.name), questions=questions)
+    found = labeling.argilla.pull(str(dataset.name), questions=questions)
     return {
         record.id: [(v.annotator, v.choice, v.strength) for v in record.votes]
         for record in found.records
@@ -123,7 +123,7 @@ def cast(labelling: Labelling, dataset: rg.Dataset, *questions: str) -> dict[str
 
 
 def test_rankings_and_ratings_of_the_sdk_are_pulled_as_answered_and_trained_on(
-    labelling: Labelling,
+    labeling: Labeling,
     make: Make,
     ann: Annotator,
     ben: Annotator,
@@ -156,7 +156,7 @@ def test_rankings_and_ratings_of_the_sdk_are_pulled_as_answered_and_trained_on(
     kept = []
     for name, votes in expected.items():
         file = tmp_path / f"{name}.jsonl"
-        command = ("label", "pull", "--home", labelling.home, "--dataset", name, "--output", file)
+        command = ("label", "pull", "--home", labeling.home, "--dataset", name, "--output", file)
         assert guarded(_main, [*map(str, command)]) == 0
         records = load_comparisons(file).records
         assert [[(v.annotator, v.choice, v.strength) for v in r.votes] for r in records] == [
@@ -205,14 +205,14 @@ def test_the_sdks_own_reading_would_have_lost_ranks_and_failed_at_a_discard(
 
 
 def test_drafts_and_discards_are_counted_and_every_submitted_answer_is_one_vote(
-    labelling: Labelling, make: Make, ann: Annotator, ben: Annotator
+    labeling: Labeling, make: Make, ann: Annotator, ben: Annotator
 ) -> None:
     dataset = make(rg.Settings.for_ranking(), asked(3))
     answer(ann, dataset, {"r0": {"ranking": ranking(1, 2)}})
     answer(ben, dataset, {"r0": {"ranking": ranking(1, 2)}})
     answer(ann, dataset, {"r1": {"ranking": ranking(1, 2)}}, "draft")
     answer(ann, dataset, {"r2": {}}, "discarded")
-    found = labelling.argilla.pull(str(dataset.name))
+    found = labeling.argilla.pull(str(dataset.name))
     assert (found.votes, found.drafts, found.discards, found.foreign) == (2, 1, 1, 0)
     assert [record.id for record in found.records] == ["r0"]
     assert all(vote.at.endswith("+00:00") for vote in found.records[0].votes)
@@ -220,7 +220,7 @@ def test_drafts_and_discards_are_counted_and_every_submitted_answer_is_one_vote(
 
 
 def test_labels_that_name_no_response_are_asked_about_and_mapped(
-    labelling: Labelling, make: Make, ann: Annotator
+    labeling: Labeling, make: Make, ann: Annotator
 ) -> None:
     labels = rg.LabelQuestion("which", ["top", "bottom", "even", "skip"])
     settings = rg.Settings(
@@ -236,24 +236,24 @@ def test_labels_that_name_no_response_are_asked_about_and_mapped(
     with pytest.raises(
         DataError, match=r"none of the questions 'which' \(label: top, bottom, even, skip\) says"
     ):
-        cast(labelling, dataset)
+        cast(labeling, dataset)
     with pytest.raises(
         ConfigError, match="say preferred=which:VALUE_OF_response1,VALUE_OF_response2"
     ):
-        cast(labelling, dataset, "preferred=which")
-    assert cast(labelling, dataset, "preferred=which:top,bottom,even") == {
+        cast(labeling, dataset, "preferred=which")
+    assert cast(labeling, dataset, "preferred=which:top,bottom,even") == {
         "r0": [(ann.name, 0, None)],
         "r1": [(ann.name, 1, None)],
         "r2": [(ann.name, "tie", None)],
     }
     turned = cast(
-        labelling, dataset, "preferred=which:bottom,top,even", "responses=response2,response1"
+        labeling, dataset, "preferred=which:bottom,top,even", "responses=response2,response1"
     )
     assert [votes[0][1] for votes in turned.values()] == [1, 0, "tie"]
 
 
 def test_one_rating_of_a_pair_is_read_when_asked_low_for_the_first(
-    labelling: Labelling, make: Make, ann: Annotator
+    labeling: Labeling, make: Make, ann: Annotator
 ) -> None:
     fields = [rg.TextField(n) for n in ("instruction", "response1", "response2")]
     questions = [rg.RatingQuestion("side", TICKS), rg.TextQuestion("reason", required=False)]
@@ -262,23 +262,23 @@ def test_one_rating_of_a_pair_is_read_when_asked_low_for_the_first(
         ann, dataset, {"r0": {"side": 1, "reason": " drier "}, "r1": {"side": 4}, "r2": {"side": 3}}
     )
     with pytest.raises(DataError, match=r"'side' \(rating: 1, 2, 3, 4, 5\)"):
-        cast(labelling, dataset)
-    assert [votes[0][1:] for votes in cast(labelling, dataset, "preferred=side").values()] == [
+        cast(labeling, dataset)
+    assert [votes[0][1:] for votes in cast(labeling, dataset, "preferred=side").values()] == [
         (0, 2),
         (1, 1),
         ("tie", None),
     ]
-    found = labelling.argilla.pull(str(dataset.name), questions=("preferred=side", "why=reason"))
+    found = labeling.argilla.pull(str(dataset.name), questions=("preferred=side", "why=reason"))
     assert [record.votes[0].why for record in found.records] == ["drier", None, None]
 
 
-def test_single_responses_give_thumbs(labelling: Labelling, make: Make, ann: Annotator) -> None:
+def test_single_responses_give_thumbs(labeling: Labeling, make: Make, ann: Annotator) -> None:
     dataset = make(
         rg.Settings.for_rating(),
         [{"instruction": f"{i}?", "response": f"It is {i}."} for i in range(3)],
     )
     answer(ann, dataset, {"r0": {"rating": 5}, "r1": {"rating": 2}, "r2": {"rating": 3}})
-    found = labelling.argilla.pull(str(dataset.name))
+    found = labeling.argilla.pull(str(dataset.name))
     assert all(isinstance(record, Rating) for record in found.records)
     assert [(r.id, r.votes[0].value) for r in found.records] == [("r0", "up"), ("r1", "down")]
     assert "4, 5 up, 1, 2 down, 3 neither" in found.reading.describe()
@@ -287,13 +287,13 @@ def test_single_responses_give_thumbs(labelling: Labelling, make: Make, ann: Ann
     other = make(settings, [{"instruction": "a?", "response": "b"}])
     answer(ann, other, {"r0": {"harmful": "yes"}})
     with pytest.raises(DataError, match="says by its values what is better"):
-        labelling.argilla.pull(str(other.name))
-    pulled = labelling.argilla.pull(str(other.name), questions=("thumb=harmful:no,yes",))
+        labeling.argilla.pull(str(other.name))
+    pulled = labeling.argilla.pull(str(other.name), questions=("thumb=harmful:no,yes",))
     assert [vote.value for vote in pulled.records[0].votes] == ["down"]
 
 
 def test_a_chat_with_three_responses_gives_pairs_and_a_bad_record_is_named(
-    labelling: Labelling, make: Make, ann: Annotator
+    labeling: Labeling, make: Make, ann: Annotator
 ) -> None:
     names = [f"response{n}" for n in (1, 2, 3)]
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello?"}]
@@ -309,7 +309,7 @@ def test_a_chat_with_three_responses_gives_pairs_and_a_bad_record_is_named(
     rows[0][names[2]] = f"<|im_start|>assistant\n{rows[0][names[2]]}<|im_end|>"
     dataset = make(settings, rows)
     answer(ann, dataset, {record: {"order": ranking(2, 1, 2)} for record in ("r0", "r1")})
-    found = labelling.argilla.pull(str(dataset.name))
+    found = labeling.argilla.pull(str(dataset.name))
     assert [(r.id, r.votes[0].choice) for r in found.records] == [
         ("r0/0-1", 1),
         ("r0/0-2", "tie"),
@@ -338,39 +338,37 @@ def test_a_chat_with_three_responses_gives_pairs_and_a_bad_record_is_named(
     ],
 )
 def test_wrong_questions_are_told_with_what_there_is(
-    labelling: Labelling, template: rg.Dataset, given: str, said: str
+    labeling: Labeling, template: rg.Dataset, given: str, said: str
 ) -> None:
     with pytest.raises(ConfigError) as wrong:
-        cast(labelling, template, given)
+        cast(labeling, template, given)
     assert said in str(wrong.value)
 
 
 def test_an_address_gives_every_record_and_a_digest_that_follows_the_votes(
-    labelling: Labelling, make: Make, ann: Annotator
+    labeling: Labeling, make: Make, ann: Annotator
 ) -> None:
     dataset = make(rg.Settings.for_ranking(), asked(3))
     address = f"argilla://default/{dataset.name}"
-    before = read(address, labelling.connection)
+    before = read(address, labeling.connection)
     assert [(row["id"], row["votes"]) for row in before.rows] == [
         ("r0", []),
         ("r1", []),
         ("r2", []),
     ]
     answer(ann, dataset, {"r1": {"ranking": ranking(2, 1)}})
-    after = read(address, labelling.connection)
+    after = read(address, labeling.connection)
     assert after.rows[1]["votes"][0]["choice"] == 1 and after.digest != before.digest
-    assert read(address, labelling.connection).digest == after.digest
+    assert read(address, labeling.connection).digest == after.digest
     assert (
         json.loads(json.dumps(after.rows)) == after.rows and "is read as the vote" in after.summary
     )
-    turned = read(
-        f"{address}?responses=response2,response1&preferred=ranking", labelling.connection
-    )
+    turned = read(f"{address}?responses=response2,response1&preferred=ranking", labeling.connection)
     assert turned.rows[1]["votes"][0]["choice"] == 0
 
 
 def test_an_address_is_a_source_like_a_file(
-    labelling: Labelling,
+    labeling: Labeling,
     make: Make,
     ann: Annotator,
     tmp_path: Path,
@@ -378,8 +376,8 @@ def test_an_address_is_a_source_like_a_file(
 ) -> None:
     dataset = make(rg.Settings.for_ranking(), asked(3))
     answer(ann, dataset, {"r0": {"ranking": ranking(1, 2)}, "r1": {"ranking": ranking(2, 1)}})
-    monkeypatch.setenv("ARGILLA_API_URL", labelling.url)
-    monkeypatch.setenv("ARGILLA_API_KEY", labelling.connection.api_key)
+    monkeypatch.setenv("ARGILLA_API_URL", labeling.url)
+    monkeypatch.setenv("ARGILLA_API_KEY", labeling.connection.api_key)
     monkeypatch.setattr("prefloop.labeling.argilla.source.cache_home", lambda: tmp_path)
     address = f"argilla://default/{dataset.name}"
     assert [[v.choice for v in pair.votes] for pair in load_comparisons(address).records] == [
@@ -397,12 +395,12 @@ def test_an_address_is_a_source_like_a_file(
     assert [len(pair.votes) for pair in load_comparisons(address).records] == [1, 1, 1]
 
 
-def test_prompts_of_any_dataset_are_rows(labelling: Labelling, make: Make) -> None:
+def test_prompts_of_any_dataset_are_rows(labeling: Labeling, make: Make) -> None:
     settings = rg.Settings(
         fields=[rg.TextField("prompt")], questions=[rg.LabelQuestion("topic", ["bread", "tea"])]
     )
     rows = read(
-        f"argilla://default/{make(settings, [{'prompt': 'p?'}]).name}", labelling.connection
+        f"argilla://default/{make(settings, [{'prompt': 'p?'}]).name}", labeling.connection
     ).rows
     assert rows == [{"id": "r0", "prompt": [{"role": "user", "content": "p?"}], "meta": {}}]
 
@@ -416,8 +414,8 @@ def test_what_is_no_address_of_a_dataset_is_refused_without_its_secrets(address:
     assert "key@" not in str(wrong.value)
 
 
-def test_a_programs_default_client_stays_its_own(labelling: Labelling, sdk: rg.Argilla) -> None:
+def test_a_programs_default_client_stays_its_own(labeling: Labeling, sdk: rg.Argilla) -> None:
     rg.Argilla._set_default(sdk)
-    assert labelling.argilla.rest.client is not sdk and rg.Argilla._get_default() is sdk
+    assert labeling.argilla.rest.client is not sdk and rg.Argilla._get_default() is sdk
     with pytest.raises(LabelError, match="did you mean 'default'"):
-        labelling.argilla.check("defalt")
+        labeling.argilla.check("defalt")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cdp import BROWSER, Page, chromium
-from labelling import Annotator, Labelling, until
+from labeling_server import Annotator, Labeling, until
 
 from prefloop.labeling.argilla.forms import is_swapped
 from prefloop.records import Comparison, Message, Rating, Response
@@ -32,17 +32,15 @@ PICTURES = os.environ.get("PREFLOOP_PICTURES")
 
 
 def open_queue(
-    page: Page, labelling: Labelling, person: Annotator, dataset: str, question: str
+    page: Page, labeling: Labeling, person: Annotator, dataset: str, question: str
 ) -> None:
     """Sign in and open a dataset, as a person would from its address."""
-    page.go(f"{labelling.url}/sign-in")
+    page.go(f"{labeling.url}/sign-in")
     page.write("document.querySelector('input[name=Username]')", person.name)
     page.write("document.querySelector('input[name=Password]')", person.password)
     page.click("document.querySelector('button[type=submit]')")
     page.wait("!location.pathname.includes('sign-in')")
-    page.go(
-        f"{labelling.url}/dataset/{labelling.argilla.datasets.find(dataset).id}/annotation-mode"
-    )
+    page.go(f"{labeling.url}/dataset/{labeling.argilla.datasets.find(dataset).id}/annotation-mode")
     page.wait(f"document.body.innerText.includes({question!r})")
 
 
@@ -60,9 +58,9 @@ def picture(page: Page, name: str, height: int) -> None:
 
 
 def test_a_vote_cast_in_the_browser_is_pulled_for_the_text_that_was_on_that_side(
-    labelling: Labelling, tmp_path: Path
+    labeling: Labeling, tmp_path: Path
 ) -> None:
-    person, dataset = labelling.user("ann"), "apples"
+    person, dataset = labeling.user("ann"), "apples"
     texts = {False: [GOOD, BAD], True: [BAD, GOOD]}
     ids = {
         swapped: next(i for i in map(str, range(99)) if is_swapped(dataset, i) is swapped)
@@ -72,9 +70,9 @@ def test_a_vote_cast_in_the_browser_is_pulled_for_the_text_that_was_on_that_side
         Comparison(id, [Message("user", QUESTION)], [Response(t, "sft") for t in texts[swapped]])
         for swapped, id in ids.items()
     ]  # the good one under A both times
-    labelling.argilla.push(records, dataset)
+    labeling.argilla.push(records, dataset)
     with chromium(tmp_path / "profile") as page:
-        open_queue(page, labelling, person, dataset, "Which response is better?")
+        open_queue(page, labeling, person, dataset, "Which response is better?")
         shown = page.js("document.body.innerText")
         assert shown.index("lemon") < shown.index("oxidation") and "sft" not in shown
         assert page.js("document.querySelectorAll('input[type=checkbox]:checked').length") == 0, (
@@ -89,7 +87,7 @@ def test_a_vote_cast_in_the_browser_is_pulled_for_the_text_that_was_on_that_side
             if number == 1:
                 picture(page, "label-comparison.png", 690)
             submit(page, number)
-    found = until(lambda: len(p := labelling.argilla.pull(dataset).records) == 2 and p)
+    found = until(lambda: len(p := labeling.argilla.pull(dataset).records) == 2 and p)
     for record in found:
         (vote,) = record.votes
         assert record.responses[vote.choice].text == GOOD
@@ -97,16 +95,16 @@ def test_a_vote_cast_in_the_browser_is_pulled_for_the_text_that_was_on_that_side
 
 
 def test_texts_are_shown_as_they_are_written_and_run_no_script(
-    labelling: Labelling, tmp_path: Path
+    labeling: Labeling, tmp_path: Path
 ) -> None:
-    person, dataset = labelling.user(), "hostile"
+    person, dataset = labeling.user(), "hostile"
     prompt = [
         Message(role, f"{role} {HOSTILE}") for role in ("system", "user", "assistant", "user")
     ]
     pair = Comparison("p", prompt, [Response(f"one {HOSTILE}"), Response(f"two {HOSTILE}")])
-    labelling.argilla.push([pair], dataset)
+    labeling.argilla.push([pair], dataset)
     with chromium(tmp_path / "profile") as page:
-        open_queue(page, labelling, person, dataset, "Which response is better?")
+        open_queue(page, labeling, person, dataset, "Which response is better?")
         shown = page.wait(
             "document.querySelector('.record')?.innerText || document.body.innerText"
         ).replace("\u00a0", " ")
@@ -116,22 +114,22 @@ def test_texts_are_shown_as_they_are_written_and_run_no_script(
         assert page.js("document.title") != "XSS"
         page.click("document.querySelector('label[for=preferred_tie]')")
         submit(page, 1)
-    (record,) = until(lambda: labelling.argilla.pull(dataset).records)
+    (record,) = until(lambda: labeling.argilla.pull(dataset).records)
     assert (record.prompt, record.responses) == (pair.prompt, pair.responses)
 
 
-def test_a_thumb_given_in_the_browser_is_pulled(labelling: Labelling, tmp_path: Path) -> None:
-    person, dataset = labelling.user("ben"), "apple-thumbs"
-    labelling.argilla.push(
+def test_a_thumb_given_in_the_browser_is_pulled(labeling: Labeling, tmp_path: Path) -> None:
+    person, dataset = labeling.user("ben"), "apple-thumbs"
+    labeling.argilla.push(
         [Rating("r1", [Message("user", QUESTION)], Response(BAD, "sft"))], dataset
     )
     with chromium(tmp_path / "profile") as page:
-        open_queue(page, labelling, person, dataset, "Is this a good response?")
+        open_queue(page, labeling, person, dataset, "Is this a good response?")
         page.click("document.querySelector('label[for=thumb_down]')")
         page.write("document.querySelector('form [contenteditable]')", "It does not answer.")
         picture(page, "label-rating.png", 520)
         submit(page, 1)
-    (record,) = until(lambda: labelling.argilla.pull(dataset).records)
+    (record,) = until(lambda: labeling.argilla.pull(dataset).records)
     assert [(vote.annotator, vote.value, vote.why) for vote in record.votes] == [
         ("ben", "down", "It does not answer.")
     ]

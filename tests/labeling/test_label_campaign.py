@@ -3,7 +3,7 @@
 import runpy
 
 import pytest
-from labelling import ROOT, environment
+from labeling_server import ROOT, environment
 
 
 @pytest.mark.slow

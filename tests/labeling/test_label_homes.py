@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from labelling import Annotator, Labelling, comparisons, up
+from labeling_server import Annotator, Labeling, comparisons, up
 
 from prefloop.cli import _main, guarded
 from prefloop.errors import LabelError
@@ -35,7 +35,7 @@ def accounts(home: Path) -> dict[str, Any]:
 
 
 def test_a_home_that_lost_its_accounts_is_not_called_new(tmp_path: Path) -> None:
-    with pytest.raises(LabelError, match="no labelling server has run in"):
+    with pytest.raises(LabelError, match="no labeling server has run in"):
         Connection.of_home(tmp_path)
     (tmp_path / "argilla.db").touch()
     with pytest.raises(LabelError, match=r"its credentials\.json is missing: restore a backup"):
@@ -44,22 +44,22 @@ def test_a_home_that_lost_its_accounts_is_not_called_new(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_what_is_done_to_a_copy_of_a_running_home_is_not_done_to_the_home(
-    labelling: Labelling, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    labeling: Labeling, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dataset, copy = labelling.name(), tmp_path / "copy"
-    labelling.argilla.push(comparisons(3), dataset)
+    dataset, copy = labeling.name(), tmp_path / "copy"
+    labeling.argilla.push(comparisons(3), dataset)
     shutil.copytree(
-        labelling.home,
+        labeling.home,
         copy,
         ignore=lambda _, names: [name for name in names if name.endswith(".sock")],
     )
-    pid = labelling.pid()
+    pid = labeling.pid()
     (tmp_path / "pairs.jsonl").write_text(
         json.dumps({"prompt": "Q?", "responses": ["yes", "no"]}) + "\n"
     )
     push = ("push", tmp_path / "pairs.jsonl", "--dataset", dataset, "--home", copy)
     assert label(*push) == 2
-    assert f"no labelling server has run in {copy}, a copy of {labelling.home}" in " ".join(
+    assert f"no labeling server has run in {copy}, a copy of {labeling.home}" in " ".join(
         capsys.readouterr().err.split()
     )
     assert label("down", "--home", copy) == 0 and "nothing runs" in capsys.readouterr().out
@@ -68,30 +68,30 @@ def test_what_is_done_to_a_copy_of_a_running_home_is_not_done_to_the_home(
     try:
         assert label("up", "--home", copy) == 0
         assert label(*push) == 0, capsys.readouterr().err
-        beside = Labelling(copy)
-        assert beside.url != labelling.url
+        beside = Labeling(copy)
+        assert beside.url != labeling.url
         assert (
             beside.argilla.progress(dataset).total == 4
-            and labelling.argilla.progress(dataset).total == 3
+            and labeling.argilla.progress(dataset).total == 3
         )
         assert label("users", "add", "only-in-the-copy", "--home", copy) == 0
-        assert "only-in-the-copy" not in accounts(labelling.home)["users"]
+        assert "only-in-the-copy" not in accounts(labeling.home)["users"]
     finally:
         label("down", "--home", copy)
-    assert labelling.pid() == pid and labelling.argilla.progress(dataset).total == 3
+    assert labeling.pid() == pid and labeling.argilla.progress(dataset).total == 3
 
 
 @pytest.mark.slow
 def test_a_backup_amid_submits_restores_every_vote_acknowledged_before_it(
-    labelling: Labelling, tmp_path: Path
+    labeling: Labeling, tmp_path: Path
 ) -> None:
-    dataset, home, before = labelling.name(), tmp_path / "restored", tmp_path / "before.jsonl"
-    labelling.argilla.push(comparisons(60), dataset)
-    person = labelling.user()
-    shown = person.queue(labelling.argilla.datasets.find(dataset).id)
+    dataset, home, before = labeling.name(), tmp_path / "restored", tmp_path / "before.jsonl"
+    labeling.argilla.push(comparisons(60), dataset)
+    person = labeling.user()
+    shown = person.queue(labeling.argilla.datasets.find(dataset).id)
     for record in shown[:20]:
         assert person.answer(record["id"], preferred="A", why=f"b{record['id']}").status_code == 201
-    assert label("pull", "--dataset", dataset, "--home", labelling.home, "--output", before) == 0
+    assert label("pull", "--dataset", dataset, "--home", labeling.home, "--output", before) == 0
     done = threading.Event()
 
     def go_on(person: Annotator) -> None:
@@ -101,12 +101,12 @@ def test_a_backup_amid_submits_restores_every_vote_acknowledged_before_it(
 
     thread = threading.Thread(target=go_on, args=[person])
     thread.start()
-    assert label("backup", tmp_path / "b.tar", "--home", labelling.home) == 0
+    assert label("backup", tmp_path / "b.tar", "--home", labeling.home) == 0
     thread.join()
     assert done.is_set(), "nobody had to wait for the backup"
     try:
         assert label("restore", tmp_path / "b.tar", "--home", home) == 0
-        assert accounts(home) == accounts(labelling.home)
+        assert accounts(home) == accounts(labeling.home)
         restored = up(home, "--no-worker")
         after = tmp_path / "after.jsonl"
         assert label("pull", "--dataset", dataset, "--home", home, "--output", after) == 0
@@ -118,7 +118,7 @@ def test_a_backup_amid_submits_restores_every_vote_acknowledged_before_it(
         )
     finally:
         label("down", "--home", home)
-    assert labelling.argilla.pull(dataset).votes == 60
+    assert labeling.argilla.pull(dataset).votes == 60
 
 
 class Stranger:
@@ -252,7 +252,7 @@ def test_an_address_that_the_user_names_is_the_users_decision(stranger: Stranger
 
 
 def test_a_simulated_annotators_connection_is_of_the_home_too(
-    labelling: Labelling, monkeypatch: pytest.MonkeyPatch
+    labeling: Labeling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Connection] = []
     made = Rest.__init__
@@ -262,10 +262,10 @@ def test_a_simulated_annotators_connection_is_of_the_home_too(
         made(self, connection)
 
     monkeypatch.setattr(Rest, "__init__", noted)
-    dataset = labelling.name()
-    labelling.argilla.push(comparisons(1), dataset)
-    labelling.argilla.vote(dataset, labelling.name(), {})
-    assert [one.home for one in opened] == [labelling.home]
+    dataset = labeling.name()
+    labeling.argilla.push(comparisons(1), dataset)
+    labeling.argilla.vote(dataset, labeling.name(), {})
+    assert [one.home for one in opened] == [labeling.home]
 
 
 @pytest.mark.parametrize("body", [b"[" * 200_000, b'{"items": ' + b"[" * 300 + b"]" * 300 + b"}"])
@@ -287,19 +287,17 @@ def test_an_answer_without_end_in_depth_is_no_json(body: bytes) -> None:
 
 
 def test_pages_that_are_too_large_are_asked_for_in_smaller_ones(
-    labelling: Labelling, monkeypatch: pytest.MonkeyPatch
+    labeling: Labeling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = labelling.name()
-    labelling.argilla.push(comparisons(12), dataset)
-    labelling.argilla.vote(dataset, labelling.name(), {})
-    found = labelling.argilla.datasets.find(
-        dataset
-    )  # among those of all other tests on this server
-    whole = list(labelling.argilla.datasets.all(found))
+    dataset = labeling.name()
+    labeling.argilla.push(comparisons(12), dataset)
+    labeling.argilla.vote(dataset, labeling.name(), {})
+    found = labeling.argilla.datasets.find(dataset)  # among those of all other tests on this server
+    whole = list(labeling.argilla.datasets.all(found))
     monkeypatch.setattr(
         connections, "MOST_BYTES", max(len(json.dumps(item)) for item in whole) * 4 + 2_000
     )
-    with Argilla(Connection.find(labelling.home)) as small:
+    with Argilla(Connection.find(labeling.home)) as small:
         asked: list[int] = []
         search = small.datasets._search
         monkeypatch.setattr(

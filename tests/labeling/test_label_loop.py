@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from labelling import Annotator, Labelling, comparisons, ratings
+from labeling_server import Annotator, Labeling, comparisons, ratings
 from turns import WEATHER, asked, looked
 
 from prefloop.data.sources import write_jsonl
@@ -34,13 +34,13 @@ main()
 
 
 @pytest.fixture(scope="module")
-def ann(labelling: Labelling) -> Annotator:
-    return labelling.user()
+def ann(labeling: Labeling) -> Annotator:
+    return labeling.user()
 
 
 @pytest.fixture(scope="module")
-def ben(labelling: Labelling) -> Annotator:
-    return labelling.user()
+def ben(labeling: Labeling) -> Annotator:
+    return labeling.user()
 
 
 def bare(records: list) -> list:
@@ -52,31 +52,31 @@ def bare(records: list) -> list:
     ]
 
 
-def on_screen(labelling: Labelling, dataset: str, person: Annotator) -> dict[str, dict]:
+def on_screen(labeling: Labeling, dataset: str, person: Annotator) -> dict[str, dict]:
     """External id → the record as a person's queue shows it."""
     return {
         item["external_id"]: item
-        for item in person.queue(labelling.argilla.datasets.find(dataset).id)
+        for item in person.queue(labeling.argilla.datasets.find(dataset).id)
     }
 
 
 def test_pushing_twice_sends_once_and_more_records_later(
-    labelling: Labelling, ann: Annotator
+    labeling: Labeling, ann: Annotator
 ) -> None:
-    dataset, records = labelling.name(), comparisons(7)
-    assert labelling.argilla.push(records[:5], dataset) == Pushed(5, 0)
-    assert labelling.argilla.push(records[:5], dataset) == Pushed(0, 5)
-    assert labelling.argilla.push(records, dataset) == Pushed(2, 5)
-    assert sorted(on_screen(labelling, dataset, ann)) == [record.id for record in records]
+    dataset, records = labeling.name(), comparisons(7)
+    assert labeling.argilla.push(records[:5], dataset) == Pushed(5, 0)
+    assert labeling.argilla.push(records[:5], dataset) == Pushed(0, 5)
+    assert labeling.argilla.push(records, dataset) == Pushed(2, 5)
+    assert sorted(on_screen(labeling, dataset, ann)) == [record.id for record in records]
 
 
 def test_every_vote_is_for_the_text_that_was_chosen_on_screen(
-    labelling: Labelling, ann: Annotator
+    labeling: Labeling, ann: Annotator
 ) -> None:
-    dataset, records = labelling.name(), comparisons(24)
-    labelling.argilla.push(records, dataset)
+    dataset, records = labeling.name(), comparisons(24)
+    labeling.argilla.push(records, dataset)
     chosen, sides = {}, set()
-    for number, (id, shown) in enumerate(on_screen(labelling, dataset, ann).items()):
+    for number, (id, shown) in enumerate(on_screen(labeling, dataset, ann).items()):
         side = "AB"[number % 2]
         chosen[id] = shown["fields"][f"response_{side.lower()}"]
         sides.add((side, chosen[id].split()[0]))
@@ -86,7 +86,7 @@ def test_every_vote_is_for_the_text_that_was_chosen_on_screen(
             ).status_code
             == 201
         )
-    pulled = labelling.argilla.pull(dataset)
+    pulled = labeling.argilla.pull(dataset)
     assert len(sides) == 4, "both sides should have shown both responses"
     assert bare(pulled.records) == records
     for record in pulled.records:
@@ -97,15 +97,15 @@ def test_every_vote_is_for_the_text_that_was_chosen_on_screen(
 
 
 def test_tools_calls_and_thoughts_are_on_screen_and_come_back_as_they_were(
-    labelling: Labelling, ann: Annotator
+    labeling: Labeling, ann: Annotator
 ) -> None:
     dataset, record = (
-        labelling.name(),
+        labeling.name(),
         Comparison("turns", asked(), [looked(), Response("No.", "base")], meta={"k": 1}),
     )
-    assert labelling.argilla.push([record], dataset) == Pushed(1, 0)
-    assert labelling.argilla.push([record], dataset) == Pushed(0, 1)
-    (shown,) = on_screen(labelling, dataset, ann).values()
+    assert labeling.argilla.push([record], dataset) == Pushed(1, 0)
+    assert labeling.argilla.push([record], dataset) == Pushed(0, 1)
+    (shown,) = on_screen(labeling, dataset, ann).values()
     said = "\n".join(message["content"] for message in shown["fields"]["prompt"])
     assert (
         "Weather &lt;now&gt; &amp; here" in said
@@ -113,18 +113,18 @@ def test_tools_calls_and_thoughts_are_on_screen_and_come_back_as_they_were(
         and 'get_weather({"city": "Bern"})' in said
     )
     ann.answer(shown["id"], preferred="A")
-    (pulled,) = labelling.argilla.pull(dataset).records
+    (pulled,) = labeling.argilla.pull(dataset).records
     assert (
         bare([pulled]) == [record] and pulled.prompt.tools == [WEATHER] and len(pulled.votes) == 1
     )
 
 
 def test_annotators_are_not_shown_which_response_is_which(
-    labelling: Labelling, ann: Annotator
+    labeling: Labeling, ann: Annotator
 ) -> None:
-    dataset = labelling.name()
-    labelling.argilla.push(comparisons(12), dataset)
-    shown = on_screen(labelling, dataset, ann).values()
+    dataset = labeling.name()
+    labeling.argilla.push(comparisons(12), dataset)
+    shown = on_screen(labeling, dataset, ann).values()
     assert all(not record["metadata"] for record in shown)
     assert {record["fields"]["response_a"].split()[0] for record in shown} == {"first", "second"}
     assert not any(
@@ -132,89 +132,89 @@ def test_annotators_are_not_shown_which_response_is_which(
     )
 
 
-def test_a_tie_is_a_tie(labelling: Labelling, ann: Annotator) -> None:
-    dataset = labelling.name()
-    labelling.argilla.push(comparisons(4), dataset)
-    for shown in ann.queue(labelling.argilla.datasets.find(dataset).id):
+def test_a_tie_is_a_tie(labeling: Labeling, ann: Annotator) -> None:
+    dataset = labeling.name()
+    labeling.argilla.push(comparisons(4), dataset)
+    for shown in ann.queue(labeling.argilla.datasets.find(dataset).id):
         ann.answer(shown["id"], preferred="tie")
-    assert [r.votes[0].choice for r in labelling.argilla.pull(dataset).records] == ["tie"] * 4
+    assert [r.votes[0].choice for r in labeling.argilla.pull(dataset).records] == ["tie"] * 4
 
 
 def test_drafts_and_discards_are_counted_and_not_used(
-    labelling: Labelling, ann: Annotator, ben: Annotator
+    labeling: Labeling, ann: Annotator, ben: Annotator
 ) -> None:
-    dataset = labelling.name()
-    labelling.argilla.push(comparisons(3), dataset)
-    first, second, third = on_screen(labelling, dataset, ann).values()
+    dataset = labeling.name()
+    labeling.argilla.push(comparisons(3), dataset)
+    first, second, third = on_screen(labeling, dataset, ann).values()
     ann.answer(first["id"], preferred="A")
     ann.answer(second["id"], "draft", preferred="A")
     ben.answer(second["id"], "discarded", preferred="B")
     ben.answer(third["id"], "discarded")
-    pulled = labelling.argilla.pull(dataset)
+    pulled = labeling.argilla.pull(dataset)
     assert [record.id for record in pulled.records] == [first["external_id"]]
     assert (pulled.votes, pulled.drafts, pulled.discards, pulled.foreign) == (1, 1, 2, 0)
 
 
 def test_a_vote_changed_later_replaces_the_first_and_a_discard_takes_it_back(
-    labelling: Labelling,
+    labeling: Labeling,
 ) -> None:
-    dataset, records, name = labelling.name(), comparisons(2), labelling.name()
-    labelling.argilla.push(records, dataset)
-    labelling.argilla.vote(dataset, name, {r.id: Vote("", 0) for r in records})
-    before = labelling.argilla.pull(dataset).records
-    labelling.argilla.vote(dataset, name, {records[0].id: Vote("", 1, 3.0)})
-    labelling.argilla.vote(dataset, name, {records[1].id: Vote("", 0)}, status="discarded")
-    (after,) = labelling.argilla.pull(dataset).records
+    dataset, records, name = labeling.name(), comparisons(2), labeling.name()
+    labeling.argilla.push(records, dataset)
+    labeling.argilla.vote(dataset, name, {r.id: Vote("", 0) for r in records})
+    before = labeling.argilla.pull(dataset).records
+    labeling.argilla.vote(dataset, name, {records[0].id: Vote("", 1, 3.0)})
+    labeling.argilla.vote(dataset, name, {records[1].id: Vote("", 0)}, status="discarded")
+    (after,) = labeling.argilla.pull(dataset).records
     assert [r.votes[0].choice for r in before] == [0, 0]
     assert (after.id, after.votes[0].choice, after.votes[0].strength) == (records[0].id, 1, 3.0)
     assert after.votes[0].at > before[0].votes[0].at
 
 
-def test_votes_beyond_the_minimum_are_all_kept_oldest_first(labelling: Labelling) -> None:
-    dataset, records = labelling.name(), comparisons(1)
-    labelling.argilla.push(records, dataset, min_submitted=2)
-    people = [labelling.name() for _ in range(4)]
+def test_votes_beyond_the_minimum_are_all_kept_oldest_first(labeling: Labeling) -> None:
+    dataset, records = labeling.name(), comparisons(1)
+    labeling.argilla.push(records, dataset, min_submitted=2)
+    people = [labeling.name() for _ in range(4)]
     for number, person in enumerate(people):
-        labelling.argilla.vote(dataset, person, {records[0].id: Vote("", number % 2)})
-    (record,) = labelling.argilla.pull(dataset).records
+        labeling.argilla.vote(dataset, person, {records[0].id: Vote("", number % 2)})
+    (record,) = labeling.argilla.pull(dataset).records
     assert [(vote.annotator, vote.choice) for vote in record.votes] == list(
         zip(people, (0, 1, 0, 1), strict=True)
     )
 
 
-def test_a_renamed_user_is_renamed_in_all_votes(labelling: Labelling) -> None:
-    dataset, records, name = labelling.name(), comparisons(2), labelling.name()
-    labelling.argilla.push(records, dataset)
-    labelling.argilla.vote(dataset, name, {r.id: Vote("", 0) for r in records})
-    rest = labelling.argilla.rest
+def test_a_renamed_user_is_renamed_in_all_votes(labeling: Labeling) -> None:
+    dataset, records, name = labeling.name(), comparisons(2), labeling.name()
+    labeling.argilla.push(records, dataset)
+    labeling.argilla.vote(dataset, name, {r.id: Vote("", 0) for r in records})
+    rest = labeling.argilla.rest
     user = next(user for user in rest.get("/users")["items"] if user["username"] == name)
     rest.call("PATCH", f"/users/{user['id']}", {"username": f"{name}-married"})
-    assert {r.votes[0].annotator for r in labelling.argilla.pull(dataset).records} == {
+    assert {r.votes[0].annotator for r in labeling.argilla.pull(dataset).records} == {
         f"{name}-married"
     }
 
 
-def test_a_vote_that_cannot_be_cast_is_refused_before_any_is_sent(labelling: Labelling) -> None:
-    dataset, name = labelling.name(), labelling.name()
-    labelling.argilla.push(comparisons(1), dataset)
+def test_a_vote_that_cannot_be_cast_is_refused_before_any_is_sent(labeling: Labeling) -> None:
+    dataset, name = labeling.name(), labeling.name()
+    labeling.argilla.push(comparisons(1), dataset)
     with pytest.raises(
         DataError, match=r"strength 0\.5 is none of 1 \(slight\), 2 \(clear\), 3 \(strong\)"
     ):
-        labelling.argilla.vote(dataset, name, {"pair/0": Vote("", 0, 0.5)})
+        labeling.argilla.vote(dataset, name, {"pair/0": Vote("", 0, 0.5)})
     with pytest.raises(DataError, match="holds no record 'pair/1': push it before"):
-        labelling.argilla.vote(dataset, name, {"pair/0": Vote("", 0), "pair/1": Vote("", 0)})
+        labeling.argilla.vote(dataset, name, {"pair/0": Vote("", 0), "pair/1": Vote("", 0)})
     with pytest.raises(LabelError, match="did not take an answer"):
-        labelling.argilla.vote(dataset, name, {"pair/0": Thumb("", "up")})
-    assert labelling.argilla.pull(dataset).votes == 0
+        labeling.argilla.vote(dataset, name, {"pair/0": Thumb("", "up")})
+    assert labeling.argilla.pull(dataset).votes == 0
 
 
-def test_ratings_go_round(labelling: Labelling, ann: Annotator) -> None:
-    dataset, records = labelling.name(), ratings(3)
-    labelling.argilla.push(records, dataset)
-    up, down, _ = on_screen(labelling, dataset, ann).values()
+def test_ratings_go_round(labeling: Labeling, ann: Annotator) -> None:
+    dataset, records = labeling.name(), ratings(3)
+    labeling.argilla.push(records, dataset)
+    up, down, _ = on_screen(labeling, dataset, ann).values()
     ann.answer(up["id"], thumb="up")
     ann.answer(down["id"], thumb="down", why="wrong")
-    pulled = labelling.argilla.pull(dataset)
+    pulled = labeling.argilla.pull(dataset)
     found = {record.id: record.votes[0] for record in pulled.records}
     assert isinstance(pulled.records[0], Rating) and bare(pulled.records) == [
         r for r in records if r.id in found
@@ -225,40 +225,40 @@ def test_ratings_go_round(labelling: Labelling, ann: Annotator) -> None:
     )
 
 
-def test_progress_counts_records_and_each_annotators_answers(labelling: Labelling) -> None:
-    dataset, records, name = labelling.name(), comparisons(4), labelling.name()
-    labelling.argilla.push(records, dataset)
-    labelling.argilla.vote(dataset, name, {r.id: Vote("", "tie") for r in records[:2]})
-    labelling.argilla.vote(dataset, name, {records[2].id: Vote("", 0)}, status="draft")
-    progress = labelling.argilla.progress(dataset)
+def test_progress_counts_records_and_each_annotators_answers(labeling: Labeling) -> None:
+    dataset, records, name = labeling.name(), comparisons(4), labeling.name()
+    labeling.argilla.push(records, dataset)
+    labeling.argilla.vote(dataset, name, {r.id: Vote("", "tie") for r in records[:2]})
+    labeling.argilla.vote(dataset, name, {records[2].id: Vote("", 0)}, status="draft")
+    progress = labeling.argilla.progress(dataset)
     assert (progress.total, progress.completed, progress.pending) == (4, 2, 2)
     assert progress.annotators == {name: {"submitted": 2, "draft": 1, "discarded": 0}}
 
 
-def test_pages_join_without_a_seam(labelling: Labelling, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_join_without_a_seam(labeling: Labeling, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefloop.labeling.argilla.datasets.PAGE", 4)
-    dataset, records = labelling.name(), comparisons(13)
-    labelling.argilla.push(records, dataset)
-    labelling.argilla.vote(dataset, labelling.name(), {r.id: Vote("", 0) for r in records})
-    assert bare(labelling.argilla.pull(dataset).records) == records
+    dataset, records = labeling.name(), comparisons(13)
+    labeling.argilla.push(records, dataset)
+    labeling.argilla.vote(dataset, labeling.name(), {r.id: Vote("", 0) for r in records})
+    assert bare(labeling.argilla.pull(dataset).records) == records
 
 
 def test_records_of_another_hand_are_left_out_and_counted(
-    labelling: Labelling, ann: Annotator
+    labeling: Labeling, ann: Annotator
 ) -> None:
-    dataset = labelling.name()
-    labelling.argilla.push(comparisons(1), dataset)
-    id = labelling.argilla.datasets.find(dataset).id
+    dataset = labeling.name()
+    labeling.argilla.push(comparisons(1), dataset)
+    id = labeling.argilla.datasets.find(dataset).id
     fields = {"prompt": [{"role": "user", "content": "x"}], "response_a": "y", "response_b": "z"}
-    labelling.argilla.rest.post(f"/datasets/{id}/records/bulk", {"items": [{"fields": fields}]})
+    labeling.argilla.rest.post(f"/datasets/{id}/records/bulk", {"items": [{"fields": fields}]})
     for shown in ann.queue(id):
         ann.answer(shown["id"], preferred="A")
-    pulled = labelling.argilla.pull(dataset)
+    pulled = labeling.argilla.pull(dataset)
     assert (len(pulled.records), pulled.votes, pulled.foreign) == (1, 1, 1)
 
 
-def test_a_draft_that_a_killed_push_left_is_completed(labelling: Labelling) -> None:
-    dataset, argilla = labelling.name(), labelling.argilla
+def test_a_draft_that_a_killed_push_left_is_completed(labeling: Labeling) -> None:
+    dataset, argilla = labeling.name(), labeling.argilla
     place = argilla.rest.get("/me/workspaces")["items"][0]["id"]
     made = argilla.rest.post("/datasets", {"name": dataset, "workspace_id": place})
     body = {
@@ -272,9 +272,9 @@ def test_a_draft_that_a_killed_push_left_is_completed(labelling: Labelling) -> N
 
 
 def test_a_push_killed_half_way_is_finished_by_the_same_command(
-    labelling: Labelling, tmp_path: Path
+    labeling: Labeling, tmp_path: Path
 ) -> None:
-    dataset, records, file = labelling.name(), comparisons(3 * BATCH), tmp_path / "pairs.jsonl"
+    dataset, records, file = labeling.name(), comparisons(3 * BATCH), tmp_path / "pairs.jsonl"
     write_jsonl(file, records)
     command = [
         sys.executable,
@@ -286,39 +286,39 @@ def test_a_push_killed_half_way_is_finished_by_the_same_command(
         "--dataset",
         dataset,
         "--home",
-        labelling.home,
+        labeling.home,
     ]
     died = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": "src"}, stdout=subprocess.DEVNULL
     )
     assert died.returncode == -signal.SIGKILL
-    assert labelling.argilla.progress(dataset).total == BATCH
-    assert labelling.argilla.push(records, dataset) == Pushed(2 * BATCH, BATCH)
-    assert labelling.argilla.progress(dataset).total == len(records)
+    assert labeling.argilla.progress(dataset).total == BATCH
+    assert labeling.argilla.push(records, dataset) == Pushed(2 * BATCH, BATCH)
+    assert labeling.argilla.progress(dataset).total == len(records)
 
 
 def test_a_push_beside_another_sends_nothing_twice_and_says_so(
-    labelling: Labelling, monkeypatch: pytest.MonkeyPatch
+    labeling: Labeling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset, records = labelling.name(), comparisons(3)
-    labelling.argilla.push(records[:2], dataset)
+    dataset, records = labeling.name(), comparisons(3)
+    labeling.argilla.push(records[:2], dataset)
     monkeypatch.setattr(Argilla, "_present", lambda *_: set())  # the other push came after the look
     with pytest.raises(LabelError, match="another push is at work on dataset"):
-        labelling.argilla.push(records, dataset)
-    assert labelling.argilla.progress(dataset).total == 2
+        labeling.argilla.push(records, dataset)
+    assert labeling.argilla.progress(dataset).total == 2
 
 
-def test_the_same_id_with_other_content_is_named_and_nothing_is_sent(labelling: Labelling) -> None:
-    dataset, records = labelling.name(), comparisons(2)
-    labelling.argilla.push(records[:1], dataset)
+def test_the_same_id_with_other_content_is_named_and_nothing_is_sent(labeling: Labeling) -> None:
+    dataset, records = labeling.name(), comparisons(2)
+    labeling.argilla.push(records[:1], dataset)
     changed = dataclasses.replace(records[0], responses=records[0].responses[::-1])
     with pytest.raises(DataError, match=r"holds 'pair/0' with other content.*Nothing was sent"):
-        labelling.argilla.push([changed, records[1]], dataset)
-    assert labelling.argilla.progress(dataset).total == 1
+        labeling.argilla.push([changed, records[1]], dataset)
+    assert labeling.argilla.progress(dataset).total == 1
 
 
 def test_what_argilla_refuses_for_a_reason_of_its_own_is_named(
-    labelling: Labelling, monkeypatch: pytest.MonkeyPatch
+    labeling: Labeling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prefloop.labeling.argilla.records.untakeable", lambda records: [])
     records = comparisons(3)
@@ -327,20 +327,20 @@ def test_what_argilla_refuses_for_a_reason_of_its_own_is_named(
     with pytest.raises(
         DataError, match=r"Argilla does not take record 'pair/1': .*at most 20000 characters"
     ):
-        labelling.argilla.push(records, labelling.name())
+        labeling.argilla.push(records, labeling.name())
 
 
 def test_a_dataset_of_another_form_is_refused_with_what_it_has_and_what_is_needed(
-    labelling: Labelling,
+    labeling: Labeling,
 ) -> None:
-    dataset = labelling.name()
-    labelling.argilla.push(comparisons(1), dataset)
+    dataset = labeling.name()
+    labeling.argilla.push(comparisons(1), dataset)
     with pytest.raises(
         LabelError, match=r"is there with .*response_a.* but ratings need .*question thumb"
     ):
-        labelling.argilla.push(ratings(1), dataset)
+        labeling.argilla.push(ratings(1), dataset)
     with pytest.raises(LabelError, match="asks for 1 answer to a record, not 3"):
-        labelling.argilla.push(comparisons(1), dataset, min_submitted=3)
+        labeling.argilla.push(comparisons(1), dataset, min_submitted=3)
 
 
 def test_swaps_are_even_and_depend_on_the_dataset() -> None:
@@ -349,14 +349,12 @@ def test_swaps_are_even_and_depend_on_the_dataset() -> None:
     assert 900 < sum(first) < 1100 and first != second
 
 
-def test_a_swapped_comparison_keeps_its_own_order_in_the_record(labelling: Labelling) -> None:
-    dataset, records = labelling.name(), comparisons(12)
+def test_a_swapped_comparison_keeps_its_own_order_in_the_record(labeling: Labeling) -> None:
+    dataset, records = labeling.name(), comparisons(12)
     swapped = [record for record in records if is_swapped(dataset, record.id)]
-    labelling.argilla.push(records, dataset)
-    labelling.argilla.vote(
-        dataset, labelling.name(), {record.id: Vote("", 0) for record in records}
-    )
-    pulled = labelling.argilla.pull(dataset).records
+    labeling.argilla.push(records, dataset)
+    labeling.argilla.vote(dataset, labeling.name(), {record.id: Vote("", 0) for record in records})
+    pulled = labeling.argilla.pull(dataset).records
     assert swapped and all(
         isinstance(record, Comparison) and record.votes[0].choice == 0 for record in pulled
     )

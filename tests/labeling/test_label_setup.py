@@ -1,4 +1,4 @@
-"""The labelling commands before any server answers: addresses, keys, environments, and what a wheel
+"""The labeling commands before any server answers: addresses, keys, environments, and what a wheel
 holds.
 """
 
@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from labelling import ROOT, free_port
+from labeling_server import ROOT, free_port
 
 from prefloop.cli import _main, guarded
 from prefloop.errors import LabelError
@@ -67,7 +67,7 @@ def test_the_named_address_comes_before_the_environment_and_that_before_the_user
             {},
             "has run in nowhere .*start it with `prefloop label up --home nowhere`",
         ),
-        ({}, {}, "no labelling server has run in .*data/prefloop/labeling"),
+        ({}, {}, "no labeling server has run in .*data/prefloop/labeling"),
     ],
 )
 def test_a_connection_that_cannot_be_is_an_error_without_secrets(
@@ -155,7 +155,7 @@ class Stranger(http.server.BaseHTTPRequestHandler):
         ("plain", r"refused GET /me/workspaces \(503\): <p>\*\*\*</p>"),
     ],
 )
-def test_what_is_no_argilla_is_recognised_and_the_key_is_not_repeated(path: str, said: str) -> None:
+def test_what_is_no_argilla_is_recognized_and_the_key_is_not_repeated(path: str, said: str) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as stranger:
         threading.Thread(target=stranger.serve_forever, daemon=True).start()
         argilla = Argilla(Connection(f"http://127.0.0.1:{stranger.server_port}/{path}", "key-1234"))
@@ -290,7 +290,7 @@ def test_a_python_that_fits_is_looked_for_on_the_path(
     assert server._base_python() == (str(tmp_path / "python3.12"), (3, 12))
 
 
-def test_a_wheel_holds_the_labelling_server_and_finds_it(tmp_path: Path) -> None:
+def test_a_wheel_holds_the_labeling_server_and_finds_it(tmp_path: Path) -> None:
     build = "import hatchling.build, sys; hatchling.build.build_wheel(sys.argv[1])"
     subprocess.run(
         [sys.executable, "-c", build, tmp_path], cwd=ROOT, check=True, capture_output=True
@@ -314,7 +314,7 @@ def test_a_wheel_holds_the_labelling_server_and_finds_it(tmp_path: Path) -> None
     }
 
 
-def test_help_of_the_labelling_commands_is_light() -> None:
+def test_help_of_the_labeling_commands_is_light() -> None:
     code = (
         "import sys; from prefloop.cli import _main\ntry: _main(['label', 'push',"
         " '--help'])\nexcept SystemExit: print({'torch', 'argilla', 'httpx', 'transformers'} &"

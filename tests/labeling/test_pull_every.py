@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from labelling import Labelling, comparisons
+from labeling_server import Labeling, comparisons
 
 from prefloop.cli import _main, guarded
 from prefloop.commands import label as label_module
@@ -22,9 +22,9 @@ from prefloop.records import Vote
 
 
 @pytest.fixture
-def dataset(labelling: Labelling) -> str:
-    name = labelling.name()
-    labelling.argilla.push(comparisons(4), name)
+def dataset(labeling: Labeling) -> str:
+    name = labeling.name()
+    labeling.argilla.push(comparisons(4), name)
     return name
 
 
@@ -59,25 +59,25 @@ def votes(output: Path) -> dict[str, list[object]]:
 
 
 def test_votes_that_arrive_between_two_pulls_are_in_the_file(
-    labelling: Labelling,
+    labeling: Labeling,
     dataset: str,
     output: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    name, ann = labelling.name(), labelling.user()
-    shown = ann.queue(labelling.argilla.datasets.find(dataset).id)
+    name, ann = labeling.name(), labeling.user()
+    shown = ann.queue(labeling.argilla.datasets.find(dataset).id)
     queue = {record["external_id"]: record["id"] for record in shown}
-    labelling.argilla.vote(dataset, name, {"pair/0": Vote("", 0)})
+    labeling.argilla.vote(dataset, name, {"pair/0": Vote("", 0)})
     found: list[dict[str, list[object]]] = []
 
     def two_arrive() -> None:
         found.append(votes(output))
-        labelling.argilla.vote(dataset, name, {"pair/1": Vote("", 1)})
+        labeling.argilla.vote(dataset, name, {"pair/1": Vote("", 1)})
         assert ann.answer(queue["pair/2"], preferred="tie").status_code == 201
 
     asked = between(monkeypatch, two_arrive, lambda: found.append(votes(output)), lambda: None)
-    assert pull(dataset, output, "--home", labelling.home, "--simulated") == 130
+    assert pull(dataset, output, "--home", labeling.home, "--simulated") == 130
     assert found == [{"pair/0": [0]}, {"pair/0": [0], "pair/1": [1], "pair/2": ["tie"]}]
     assert votes(output) == found[-1] and asked == [60.0] * 4
     said = capsys.readouterr().out.splitlines()
@@ -87,9 +87,9 @@ def test_votes_that_arrive_between_two_pulls_are_in_the_file(
 
 
 def test_the_file_is_whole_while_the_next_one_is_written(
-    labelling: Labelling, dataset: str, output: Path, monkeypatch: pytest.MonkeyPatch
+    labeling: Labeling, dataset: str, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name, line, seen = labelling.name(), sources._line, []
+    name, line, seen = labeling.name(), sources._line, []
 
     def watched(record: object) -> bytes:
         seen.append(votes(output) if output.exists() else None)
@@ -97,19 +97,19 @@ def test_the_file_is_whole_while_the_next_one_is_written(
 
     def vote(choice: int) -> Callable[[], object]:
         answers = {f"pair/{i}": Vote("", choice) for i in range(3)}
-        return lambda: labelling.argilla.vote(dataset, name, answers)
+        return lambda: labeling.argilla.vote(dataset, name, answers)
 
     monkeypatch.setattr(sources, "_line", watched)
     vote(0)()
     between(monkeypatch, vote(1), vote(0))
-    assert pull(dataset, output, "--home", labelling.home) == 130
+    assert pull(dataset, output, "--home", labeling.home) == 130
     zeros, ones = ({f"pair/{i}": [choice] for i in range(3)} for choice in (0, 1))
     assert seen == [None] * 3 + [zeros] * 3 + [ones] * 3 and votes(output) == zeros
     assert list(output.parent.iterdir()) == [output], "nothing is left beside the file"
 
 
 def test_an_older_file_stays_while_nobody_has_answered(
-    labelling: Labelling,
+    labeling: Labeling,
     dataset: str,
     output: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -120,23 +120,23 @@ def test_an_older_file_stays_while_nobody_has_answered(
 
     def one_arrives() -> None:
         found.append(output.read_text())
-        labelling.argilla.vote(dataset, labelling.name(), {"pair/0": Vote("", 0)})
+        labeling.argilla.vote(dataset, labeling.name(), {"pair/0": Vote("", 0)})
 
     between(monkeypatch, lambda: found.append(output.read_text()), one_arrives)
-    assert pull(dataset, output, "--home", labelling.home) == 130
+    assert pull(dataset, output, "--home", labeling.home) == 130
     assert found == ["votes of last week"] * 2 and votes(output) == {"pair/0": [0]}
     said = capsys.readouterr().out
     assert said.count("nobody has answered yet") == 1 and said.count("1 record with 1 vote") == 1
 
 
 def test_a_server_that_is_away_is_said_once_and_asked_again(
-    labelling: Labelling,
+    labeling: Labeling,
     dataset: str,
     output: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    name, real, turn = labelling.name(), Argilla.pull, itertools.count()
+    name, real, turn = labeling.name(), Argilla.pull, itertools.count()
     silent, starting = Unreachable("nothing answers"), Refused("it starts", 503, None)
     away = {1: silent, 2: starting, 4: silent}
 
@@ -146,22 +146,22 @@ def test_a_server_that_is_away_is_said_once_and_asked_again(
         return real(*arguments, **options)
 
     monkeypatch.setattr(Argilla, "pull", answers)
-    labelling.argilla.vote(dataset, name, {"pair/0": Vote("", 0)})
+    labeling.argilla.vote(dataset, name, {"pair/0": Vote("", 0)})
     kept: list[dict[str, list[object]]] = []
 
     def another_vote() -> None:
         kept.append(votes(output))
-        labelling.argilla.vote(dataset, name, {"pair/1": Vote("", 1)})
+        labeling.argilla.vote(dataset, name, {"pair/1": Vote("", 1)})
 
     between(monkeypatch, lambda: None, lambda: None, another_vote, lambda: None)
-    assert pull(dataset, output, "--home", labelling.home, every=1.5) == 130
+    assert pull(dataset, output, "--home", labeling.home, every=1.5) == 130
     assert kept == [{"pair/0": [0]}] and votes(output) == {"pair/0": [0], "pair/1": [1]}
     said = capsys.readouterr().out
     assert said.count("nothing answers; asking again every 1.5 s") == 2 and "it starts" not in said
 
 
 def test_a_server_that_is_away_at_the_first_pull_is_an_error(
-    labelling: Labelling,
+    labeling: Labeling,
     dataset: str,
     output: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -171,49 +171,49 @@ def test_a_server_that_is_away_at_the_first_pull_is_an_error(
         raise Unreachable("nothing answers")
 
     monkeypatch.setattr(Argilla, "pull", silent)
-    assert pull(dataset, output, "--home", labelling.home) == 2 and not output.exists()
+    assert pull(dataset, output, "--home", labeling.home) == 2 and not output.exists()
     assert "error: nothing answers" in capsys.readouterr().err
 
 
 def test_a_dataset_that_is_gone_ends_it_and_the_file_stays(
-    labelling: Labelling,
+    labeling: Labeling,
     dataset: str,
     output: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    labelling.argilla.vote(dataset, labelling.name(), {"pair/0": Vote("", 0)})
-    id = labelling.argilla.datasets.find(dataset).id
-    between(monkeypatch, lambda: labelling.argilla.rest.call("DELETE", f"/datasets/{id}"))
-    assert pull(dataset, output, "--home", labelling.home) == 2
+    labeling.argilla.vote(dataset, labeling.name(), {"pair/0": Vote("", 0)})
+    id = labeling.argilla.datasets.find(dataset).id
+    between(monkeypatch, lambda: labeling.argilla.rest.call("DELETE", f"/datasets/{id}"))
+    assert pull(dataset, output, "--home", labeling.home) == 2
     assert f"holds no dataset '{dataset}'" in capsys.readouterr().err
     assert votes(output) == {"pair/0": [0]}
 
 
 def test_a_key_that_is_no_longer_known_ends_it_and_the_file_stays(
-    labelling: Labelling,
+    labeling: Labeling,
     dataset: str,
     output: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    labelling.argilla.vote(dataset, labelling.name(), {"pair/0": Vote("", 0)})
-    admin, rest = labelling.user(role="admin"), labelling.argilla.rest
+    labeling.argilla.vote(dataset, labeling.name(), {"pair/0": Vote("", 0)})
+    admin, rest = labeling.user(role="admin"), labeling.argilla.rest
     (id,) = (user["id"] for user in rest.get("/users")["items"] if user["username"] == admin.name)
     key = admin.client.headers["X-Argilla-Api-Key"]
     between(monkeypatch, lambda: rest.call("DELETE", f"/users/{id}"))
-    assert pull(dataset, output, "--home", labelling.home, "--api-key", key) == 2
+    assert pull(dataset, output, "--home", labeling.home, "--api-key", key) == 2
     assert "does not know this API key" in capsys.readouterr().err
     assert votes(output) == {"pair/0": [0]}
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_sleep_and_keeps_the_file(
-    labelling: Labelling, dataset: str, output: Path, number: signal.Signals, status: int
+    labeling: Labeling, dataset: str, output: Path, number: signal.Signals, status: int
 ) -> None:
-    labelling.argilla.vote(dataset, labelling.name(), {"pair/0": Vote("", 0)})
+    labeling.argilla.vote(dataset, labeling.name(), {"pair/0": Vote("", 0)})
     command = [sys.executable, "-c", "from prefloop.cli import main; main()", "label", "pull"]
-    flags = ["--home", labelling.home, "--dataset", dataset, "--output", output, "--every", "1e9"]
+    flags = ["--home", labeling.home, "--dataset", dataset, "--output", output, "--every", "1e9"]
     process = subprocess.Popen(
         [*command, *flags],
         env={**os.environ, "PYTHONPATH": "src"},
@@ -225,7 +225,7 @@ def test_a_signal_ends_the_sleep_and_keeps_the_file(
     process.send_signal(number)
     _, said = process.communicate(timeout=300)
     assert process.returncode == status and "no file is left half written" in said
-    assert votes(output) == {"pair/0": [0]} and labelling.connection.api_key not in said
+    assert votes(output) == {"pair/0": [0]} and labeling.connection.api_key not in said
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "0.99", "nan", "inf", "2e9", "soon"])

@@ -1,4 +1,4 @@
-"""Rounds of sampling, labelling and training; votes that travel through a real Argilla; a wait that
+"""Rounds of sampling, labeling and training; votes that travel through a real Argilla; a wait that
 is killed.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from labelling import Labelling, until
+from labeling_server import Labeling, until
 from loop_run import finish, run, start, statuses, summary, write_config
 
 from prefloop.config import LabelConfig
@@ -30,7 +30,7 @@ def artifact(config: Path, slot: str, file: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def labelled(config: Path) -> list[Comparison]:
+def labeled(config: Path) -> list[Comparison]:
     return [
         from_dict(Comparison, row) for row in artifact(config, "comparisons", "comparisons.jsonl")
     ]
@@ -58,7 +58,7 @@ def test_a_second_round_labels_what_the_first_was_unsure_of(
 ) -> None:
     config = settings(tmp_path, tiny_folder, tokens=10, pairs=6)
     output = run(config, "--algo", "dpo")
-    first = labelled(config)
+    first = labeled(config)
     assert "choose" not in output
 
     output = run(config, "--algo", "dpo", "--rounds", "2")
@@ -70,7 +70,7 @@ def test_a_second_round_labels_what_the_first_was_unsure_of(
         **dict.fromkeys(("sft", "sample", "label", "reward", "dpo"), "reused"),
         **dict.fromkeys(("sample-2", "choose-2", "label-2", "reward-2", "dpo-2"), "ran"),
     }
-    both = labelled(config)
+    both = labeled(config)
     assert both[: len(first)] == first and len(both) == len(first) + 6
     assert len({c.id for c in both}) == len({content_of(c) for c in both}) == len(both)
     chosen = both[len(first) :]
@@ -88,17 +88,17 @@ def test_a_second_round_labels_what_the_first_was_unsure_of(
 
 
 def test_votes_through_argilla_are_those_that_were_cast(
-    tmp_path: Path, tiny_folder: Path, labelling: Labelling
+    tmp_path: Path, tiny_folder: Path, labeling: Labeling
 ) -> None:
     """The whole path, unattended; against the same annotators voting directly."""
-    config = settings(tmp_path, tiny_folder, home=str(labelling.home))
+    config = settings(tmp_path, tiny_folder, home=str(labeling.home))
     run(config)
-    direct = {content_of(c): c for c in labelled(config)}
-    dataset = labelling.name()
+    direct = {content_of(c): c for c in labeled(config)}
+    dataset = labeling.name()
 
     output = run(config, "--labels", f"argilla://default/{dataset}", "--simulate")
     assert "pairs sent to" in output and "reused sample" in output
-    through = labelled(config)
+    through = labeled(config)
     assert len(through) == len(direct)
     for comparison in through:
         other = direct[content_of(comparison)]
@@ -119,16 +119,16 @@ def test_votes_through_argilla_are_those_that_were_cast(
 
     output = run(config, "--labels", f"argilla://default/{dataset}", "--simulate")
     assert "pairs sent to" not in output and set(statuses(config).values()) == {"reused"}
-    secret = labelling.connection.api_key
+    secret = labeling.connection.api_key
     assert not any(secret in path.read_text(errors="replace") for path in tmp_path.rglob("*.json*"))
 
 
 def test_a_killed_wait_goes_on_and_takes_every_vote_but_drafts(
-    tmp_path: Path, tiny_folder: Path, labelling: Labelling
+    tmp_path: Path, tiny_folder: Path, labeling: Labeling
 ) -> None:
     config, dataset = (
-        settings(tmp_path, tiny_folder, home=str(labelling.home), enough=0.5),
-        labelling.name(),
+        settings(tmp_path, tiny_folder, home=str(labeling.home), enough=0.5),
+        labeling.name(),
     )
     flags = ("--labels", f"argilla://default/{dataset}")
     process = start(config, *flags)
@@ -136,8 +136,8 @@ def test_a_killed_wait_goes_on_and_takes_every_vote_but_drafts(
     process.send_signal(signal.SIGKILL)
     process.wait(300)
 
-    found = labelling.argilla.datasets.find(dataset)
-    ann, ben = labelling.user(), labelling.user()
+    found = labeling.argilla.datasets.find(dataset)
+    ann, ben = labeling.user(), labeling.user()
     queue = ann.queue(found.id)
     half = -(-len(queue) // 2)
     for record in queue[: half - 1]:
@@ -156,7 +156,7 @@ def test_a_killed_wait_goes_on_and_takes_every_vote_but_drafts(
     code, output = finish(process)
     assert code == 0, "".join(lines) + output
 
-    votes = labelled(config)
+    votes = labeled(config)
     assert len(votes) == half and {c.id for c in votes} == {r["external_id"] for r in queue[:half]}
     assert Counter(v.annotator for c in votes for v in c.votes) == {ann.name: half, ben.name: 1}
     texts = {r["external_id"]: r["fields"] for r in queue}
@@ -169,29 +169,29 @@ def test_a_killed_wait_goes_on_and_takes_every_vote_but_drafts(
 
 
 def test_a_server_that_comes_late_is_waited_for(
-    tmp_path: Path, tiny_folder: Path, labelling: Labelling
+    tmp_path: Path, tiny_folder: Path, labeling: Labeling
 ) -> None:
     """A restart in the middle of the wait: said once, and the wait goes on."""
     from prefloop.labeling import server
 
     config, dataset = (
-        settings(tmp_path, tiny_folder, home=str(labelling.home), enough=0.01),
-        labelling.name(),
+        settings(tmp_path, tiny_folder, home=str(labeling.home), enough=0.01),
+        labeling.name(),
     )
     process = start(config, "--labels", f"argilla://default/{dataset}")
     assert any("waiting for votes" in line for line in process.stdout)
-    port = labelling.url.rpartition(":")[2]
-    server.run(["down", "--home", str(labelling.home)])
+    port = labeling.url.rpartition(":")[2]
+    server.run(["down", "--home", str(labeling.home)])
     try:
         assert any("waiting for it" in line for line in process.stdout)
     finally:
-        server.run(["up", "--home", str(labelling.home), "--port", port])
-    ann = labelling.user()
-    queue = until(lambda: ann.queue(labelling.argilla.datasets.find(dataset).id))
+        server.run(["up", "--home", str(labeling.home), "--port", port])
+    ann = labeling.user()
+    queue = until(lambda: ann.queue(labeling.argilla.datasets.find(dataset).id))
     ann.answer(queue[0]["id"], preferred="A")
     _, output = finish(process)
     assert "label: ran in" in output, output  # the reward stage refuses to learn from a single pair
-    assert [v.annotator for c in labelled(config) for v in c.votes] == [ann.name]
+    assert [v.annotator for c in labeled(config) for v in c.votes] == [ann.name]
 
 
 def test_one_round_alone_leaves_the_next_pairs(tmp_path: Path, tiny_folder: Path) -> None:

@@ -159,13 +159,13 @@ def test_what_cannot_be_done_is_said() -> None:
         choose(POOL, 1, "best")
 
 
-def test_labelled_pairs_are_left_out_by_id_by_content_and_by_their_votes() -> None:
+def test_labeled_pairs_are_left_out_by_id_by_content_and_by_their_votes() -> None:
     same_content = pair("renamed", "good 3", "bad 3", "q 3").swap()
     done = [pair("1", "other words", "and others"), same_content]
     voted = pair("voted", votes=(Vote("a", 0),))
     found = unlabelled([*POOL, voted, pair("again", "good 5", "bad 5", "q 5")], done)
     assert {p.id for p in found.pairs} == {p.id for p in POOL} - {"1", "3"}
-    assert (found.voted, found.labelled) == (1, 3)
+    assert (found.voted, found.labeled) == (1, 3)
     assert content_of(pair("x")) == content_of(pair("x").swap()) != content_of(pair("y"))
 
 
@@ -247,7 +247,7 @@ def test_scores_of_a_pool_are_the_reward_models_own(run: Path) -> None:
         score_pool(reward, pool[1:2], 128)
 
 
-def test_the_command_writes_pairs_ready_for_labelling(
+def test_the_command_writes_pairs_ready_for_labeling(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_jsonl(run / "pool.jsonl", [*POOL, pair("l3")])
@@ -263,7 +263,7 @@ def test_the_command_writes_pairs_ready_for_labelling(
     arguments += ["--rewards", str(run / "runs" / "first"), "--labelled", str(run / "pairs.jsonl")]
     assert guarded(_main, arguments) == 0
     out = capsys.readouterr().out
-    assert "40 pairs to choose from (0 with votes and 1 labelled" in out
+    assert "40 pairs to choose from (0 with votes and 1 labeled" in out
     assert "6 pairs by disagreement" in out and ": mean value" in out
     chosen = load_comparisons(run / "next.jsonl").records
     assert (

@@ -1,4 +1,4 @@
-"""Whole decoder layers, norms and the attention kernel: which are recognised, and that they compute
+"""Whole decoder layers, norms and the attention kernel: which are recognized, and that they compute
 what the model does.
 """
 
@@ -174,7 +174,7 @@ def test_a_layer_that_computes_something_else_is_left_alone(tiny_folder: Path) -
             del blocks[1].extra
 
 
-def test_norms_are_recognised_by_what_they_compute(tiny_folders: Any) -> None:
+def test_norms_are_recognized_by_what_they_compute(tiny_folders: Any) -> None:
     for kind in ("llama", "gemma2"):
         backbone = load(tiny_folders(kind), kind)
         with backbone.role(None):

@@ -335,7 +335,7 @@ def test_a_head_of_another_width_is_told(adapter: Path, tiny_folder: Path, tmp_p
         Reward.load(load(tiny_folder), theirs)
 
 
-def test_weights_quantised_to_few_bits_are_enough(copy: Path) -> None:
+def test_weights_quantized_to_few_bits_are_enough(copy: Path) -> None:
     blank = folder.blank(folder.configuration(copy), "theirs")
     size = sum(p.numel() for p in blank.parameters())
     tensors = {

@@ -34,7 +34,7 @@ def test_small_changes_are_kept_on_average_where_rounding_to_the_nearest_loses_t
     nearest = (before.float() + change).bfloat16()
     assert share(nearest.float() - before.float(), change) < 0.9
     assert share(found.float() - before.float(), change) == pytest.approx(1, abs=0.02)
-    # Every value goes to one of its two neighbours, and none of the directions is preferred.
+    # Every value goes to one of its two neighbors, and none of the directions is preferred.
     error = found.double() - before.double() - change.double()
     step = 2.0 ** (torch.maximum(found.abs(), before.abs()).double().log2().floor() - 7)
     assert (error.abs() <= step).all()

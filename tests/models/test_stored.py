@@ -1,4 +1,4 @@
-"""Models whose weights are stored quantised: 4 bits are taken as they are, other ways are
+"""Models whose weights are stored quantized: 4 bits are taken as they are, other ways are
 refused.
 """
 

@@ -90,7 +90,7 @@ def test_rotation_there_and_back(dtype: torch.dtype, heads: tuple[int, int]) -> 
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("shape", [(7, 64), (33, 192), (6, 4160)])
 @pytest.mark.parametrize("ranks", [0, 8, 24])
-def test_dequantisation_equals_bitsandbytes_and_appends_the_adapter(
+def test_dequantization_equals_bitsandbytes_and_appends_the_adapter(
     nested: bool, shape: tuple[int, int], ranks: int
 ) -> None:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -99,7 +99,7 @@ def test_dequantisation_equals_bitsandbytes_and_appends_the_adapter(
         torch.randn(shape), compress_statistics=nested, quant_type="nf4", quant_storage=torch.uint8
     )
     out, tail = torch.full((shape[0], shape[1] + ranks + 3), 7.0), torch.randn(shape[0], ranks)
-    triton_kernels.dequantise(packed, state, tail if ranks else None, out)
+    triton_kernels.dequantize(packed, state, tail if ranks else None, out)
     assert_close(out[:, : shape[1]], dequantize_4bit(packed, state), rtol=0, atol=0)
     assert_close(out[:, shape[1] : shape[1] + ranks], tail, rtol=0, atol=0)
     assert (out[:, shape[1] + ranks :] == 7).all(), "wrote beyond its columns"
@@ -163,7 +163,7 @@ def test_a_model_on_the_kernels_equals_one_without(
     monkeypatch.setattr(kernels, "on_gpu", lambda _: Watched())
     for ours, theirs in zip(results(), expected, strict=True):
         assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
-    assert {"log_prob", "dequantise", "swiglu_gradient", "norm_gradient"} <= set(used)
+    assert {"log_prob", "dequantize", "swiglu_gradient", "norm_gradient"} <= set(used)
 
 
 def test_large_weights_are_written_out_one_by_one(

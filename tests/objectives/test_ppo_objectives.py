@@ -113,8 +113,8 @@ def test_whitening_gives_unit_variance_and_can_keep_the_mean() -> None:
     values = 3 + 5 * torch.randn(
         500, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    centred, kept = ppo.whiten(values), ppo.whiten(values, shift_mean=False)
-    for whitened, mean in ((centred, torch.zeros_like(values.mean())), (kept, values.mean())):
+    centered, kept = ppo.whiten(values), ppo.whiten(values, shift_mean=False)
+    for whitened, mean in ((centered, torch.zeros_like(values.mean())), (kept, values.mean())):
         assert_close(whitened.std(unbiased=False), torch.ones_like(values.mean()))
         assert_close(whitened.mean(), mean)
 
@@ -146,7 +146,7 @@ def test_value_loss_is_half_the_larger_of_clipped_and_plain_squared_error() -> N
         (0.9, -1.0, False),
     ],
 )
-def test_policy_gradient_stops_outside_the_clip_only_on_the_favourable_side(
+def test_policy_gradient_stops_outside_the_clip_only_on_the_favorable_side(
     ratio: float, advantage: float, stopped: bool
 ) -> None:
     old = torch.tensor([-1.0])

@@ -107,7 +107,7 @@ def whole(
 
 
 @pytest.fixture
-def signalled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def signaled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Sends signals in the middle of the update after ``updates`` of them, its gradients known and
     its weights as before.
     """
@@ -157,7 +157,7 @@ def test_a_step_is_finished_and_its_checkpoint_leads_to_the_same_bytes(
     whole: Callable[[str], Artifact],
     runtime_of: Callable[[Path], Runtime],
     tmp_path: Path,
-    signalled: Callable[..., None],
+    signaled: Callable[..., None],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     expected = whole(kind)
@@ -166,7 +166,7 @@ def test_a_step_is_finished_and_its_checkpoint_leads_to_the_same_bytes(
     )
     assert total > 2
     per_step = UPDATES if kind == "ppo" else 1
-    signalled(per_step, signal.SIGTERM)  # in the second step
+    signaled(per_step, signal.SIGTERM)  # in the second step
     capfd.readouterr()
     cut = runtime_of(tmp_path)
     with pytest.raises(Ended, match="SIGTERM"), heeding():
@@ -191,10 +191,10 @@ def test_a_second_signal_ends_a_step_at_once(
     whole: Callable[[str], Artifact],
     runtime_of: Callable[[Path], Runtime],
     tmp_path: Path,
-    signalled: Callable[..., None],
+    signaled: Callable[..., None],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    signalled(1, signal.SIGTERM, signal.SIGINT)
+    signaled(1, signal.SIGTERM, signal.SIGINT)
     cut = runtime_of(tmp_path)
     with pytest.raises(KeyboardInterrupt), heeding():
         run(kind, data, whole, cut)
@@ -264,11 +264,11 @@ def test_a_run_that_is_asked_to_end_in_its_last_step_has_nothing_left_to_learn(
     data: DataConfig,
     runtime_of: Callable[[Path], Runtime],
     tmp_path: Path,
-    signalled: Callable[..., None],
+    signaled: Callable[..., None],
 ) -> None:
     stage = SFT(SFTStageConfig(batch_size=1, epochs=0.5, optim=OPTIM), data)
     expected = stage.run(runtime_of(tmp_path / "whole"))
-    signalled(expected.metrics["steps"] - 1, signal.SIGTERM)
+    signaled(expected.metrics["steps"] - 1, signal.SIGTERM)
     cut = runtime_of(tmp_path / "cut")
     with pytest.raises(Ended, match="SIGTERM"), heeding():
         stage.run(cut)

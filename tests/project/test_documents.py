@@ -180,15 +180,15 @@ def test_the_documented_reward_scores_turns(here: Path) -> None:
     assert FunctionSource("mine.py:asks").scores(prompts, replies, ["p/0", "p/1"]) == [1.0, 0.0]
 
 
-@of("docs/labelling.md", "From Python")
+@of("docs/labeling.md", "From Python")
 def test_argilla_is_used_from_python_as_documented(
-    here: Path, labelling: Any, monkeypatch: pytest.MonkeyPatch
+    here: Path, labeling: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import argilla as rg
 
-    monkeypatch.setenv("ARGILLA_API_URL", labelling.url)
-    monkeypatch.setenv("ARGILLA_API_KEY", labelling.connection.api_key)
-    client = rg.Argilla(api_url=labelling.url, api_key=labelling.connection.api_key)
+    monkeypatch.setenv("ARGILLA_API_URL", labeling.url)
+    monkeypatch.setenv("ARGILLA_API_KEY", labeling.connection.api_key)
+    client = rg.Argilla(api_url=labeling.url, api_key=labeling.connection.api_key)
 
     def clear() -> None:  # other tests of the session may have used these names, or will
         for dataset in client.datasets.list():
@@ -204,10 +204,10 @@ def test_argilla_is_used_from_python_as_documented(
     bread.create()
     texts = {"instruction": "Which bread?", "response1": "Rye.", "response2": "None."}
     bread.records.log([rg.Record(id="b", fields=texts)])
-    person = labelling.user()
+    person = labeling.user()
     [record] = person.queue(str(bread.id))
     assert person.answer(record["id"], which="r").status_code == 201
-    names = run("docs/labelling.md", "From Python")
+    names = run("docs/labeling.md", "From Python")
     argilla, first = names["argilla"], names["comparisons"][0]
     [voted] = argilla.pull("apples").records
     assert (voted.id, [(v.annotator, v.choice) for v in voted.votes]) == (
@@ -283,7 +283,7 @@ def test_command_lines_are_found_on_the_pages_that_have_them() -> None:
         "README.md",
         "docs/guide.md",
         "docs/gpu.md",
-        "docs/labelling.md",
+        "docs/labeling.md",
         "docs/planner.md",
         "docs/results.md",
     }

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from labelling import ROOT
+from labeling_server import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 

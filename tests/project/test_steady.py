@@ -33,10 +33,10 @@ PATIENCE_S = 60
 
 ALLOWED = {
     (
-        "tests/labelling.py",
+        "tests/labeling.py",
         "clock",
     ): "until() waits for an event that must come; the clock only ends a hang",
-    ("tests/labelling.py", "sleep"): "until() looks again after a moment",
+    ("tests/labeling.py", "sleep"): "until() looks again after a moment",
     ("tests/evaluation/test_judges.py", "short wait"): "a setting that no request is sent with",
     (
         "tests/evaluation/test_judge_openai.py",
@@ -69,7 +69,7 @@ def faults(source: str) -> Iterator[tuple[int, str]]:
 def _call(node: ast.Call) -> Iterator[str]:
     place, name = _named(node.func)
     if place in ("time", "asyncio") and name == "sleep":
-        yield "sleep: wait for the event, with labelling.until() if nothing announces it"
+        yield "sleep: wait for the event, with labeling.until() if nothing announces it"
     if place == "time" and name in CLOCKS:
         yield "clock: count calls, as tests/counted.py does, or give the code a clock of the test"
     first = [_number(argument) for argument in node.args[:1] if name in WAITS]

@@ -131,9 +131,9 @@ def test_a_reward_model_at_chance_names_nobody_anywhere_in_the_report(
     assert "PPO beats SFT in 91.3 %" in report(tmp_path / "sound", data).headings[0]
 
 
-def test_a_reward_model_that_gold_contradicts_is_called_over_optimisation() -> None:
+def test_a_reward_model_that_gold_contradicts_is_called_over_optimization() -> None:
     data = report_fixture.summary()
-    assert "over-optimisation" not in cautions(data)
+    assert "over-optimization" not in cautions(data)
     data["results"]["ppo"]["wins"]["gold"] = estimate(0.40, 0.34, 0.46)
     assert (
         "prefers PPO (91.3 %, gold 40.0 %) to SFT and the gold scorer does not confirm it"

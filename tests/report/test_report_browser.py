@@ -107,7 +107,7 @@ def background(tab: Tab) -> float:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("kind", ["report", "compare"])
-def test_the_page_is_quiet_fits_the_window_and_wears_the_colours_of_the_reader(
+def test_the_page_is_quiet_fits_the_window_and_wears_the_colors_of_the_reader(
     tab: Tab, request: pytest.FixtureRequest, kind: str, size: tuple[int, int], dark: bool
 ) -> None:
     look(tab, request.getfixturevalue(kind), size, dark=dark)

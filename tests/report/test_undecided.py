@@ -173,7 +173,7 @@ def test_the_bare_model_is_never_the_policy_that_a_run_is_judged_by() -> None:
     )
     assert found is not None and found.best == "ppo"
     summary = compared(wins={"gold": estimate(0.4, 0.3, 0.49), "reward": estimate(0.9, 0.8, 0.95)})
-    assert not any("over-optimisation" in note for note in cautions(summary, "gold"))
+    assert not any("over-optimization" in note for note in cautions(summary, "gold"))
     by_reward = compared(gold=None)
     assert not any(
         "bare model" in note

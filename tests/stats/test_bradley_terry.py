@@ -35,7 +35,7 @@ def _elo(ranking):
     return {model.name: model.elo for model in ranking.models}
 
 
-def test_strengths_equal_an_unpenalised_logistic_regression_of_another_library():
+def test_strengths_equal_an_unpenalized_logistic_regression_of_another_library():
     games = _tournament([0.0, 0.4, 1.1, -0.7, 0.2], prompts=60, seed=0)
     names = [f"m{i}" for i in range(5)]
     design = np.zeros((len(games), 5))

@@ -29,7 +29,7 @@ def _by_prompt(values):
 
 
 def _judged(n, quality, taste, seed, difficulty=0.0, lead=200.0):
-    """Verdicts of a judge that pays ``taste`` logits for length, on prompts that favour a by
+    """Verdicts of a judge that pays ``taste`` logits for length, on prompts that favor a by
     ``difficulty`` times N(0, 1).
     """
     rng = np.random.default_rng(seed)
@@ -202,7 +202,7 @@ def _joint_loss(parameters, won_MP, feature_MP):
     return loss, np.concatenate([*slope, error_MP.sum(0) + DIFFICULTY_RIDGE * gamma_P])
 
 
-def test_difficulties_equal_a_direct_minimisation_of_the_joint_likelihood():
+def test_difficulties_equal_a_direct_minimization_of_the_joint_likelihood():
     verdicts, leads, gamma = _models(4)
     won_MP = np.array([[x[0] for x in verdicts[name].values()] for name in sorted(verdicts)])
     lead_MP = np.array([[x[0] for x in leads[name].values()] for name in sorted(leads)])

@@ -1,4 +1,4 @@
-"""Score, estimate and optimise on a tiny policy: nothing depends on packs or order, each option is
+"""Score, estimate and optimize on a tiny policy: nothing depends on packs or order, each option is
 its formula, critics learn alone.
 """
 
@@ -234,7 +234,7 @@ def test_every_penalty_is_its_formula(tiny_folder: Path) -> None:
         assert_close(penalized_B(PPOConfig(**{**options, **setting}), s), expected)
 
 
-def test_ensemble_reward_is_the_mean_and_spread_of_normalised_members(tiny_folder: Path) -> None:
+def test_ensemble_reward_is_the_mean_and_spread_of_normalized_members(tiny_folder: Path) -> None:
     w = world(tiny_folder)
     for head, (mean, std) in zip(w.reward.heads, ((0.5, 2.0), (-1.0, 0.25)), strict=True):
         head.mean.fill_(mean)

@@ -105,7 +105,7 @@ def test_values_that_an_algorithm_does_not_have_take_no_column() -> None:
 
 
 @pytest.mark.parametrize(("gap", "style"), [(0.01, ""), (0.03, "yellow"), (0.06, "bold red")])
-def test_the_gap_is_coloured_from_half_of_its_bound_on(gap: float, style: str) -> None:
+def test_the_gap_is_colored_from_half_of_its_bound_on(gap: float, style: str) -> None:
     metrics = figures(logprob_gap=gap)
     line = row(metrics, columns(metrics, 100, 4), "1/6", 4, Bounds(logprob_gap=0.05))
     assert [str(span.style) for span in line.spans] == ([style] if style else [])
@@ -122,10 +122,10 @@ def test_a_value_too_long_for_its_column_keeps_the_row_aligned() -> None:
 
 def test_phases_give_way_from_the_shortest() -> None:
     assert (
-        phases(STEP) == "generate 10.0s 240 tok/s · score 4.0s 600 tok/s · optimise 6.0s 400 tok/s"
+        phases(STEP) == "generate 10.0s 240 tok/s · score 4.0s 600 tok/s · optimize 6.0s 400 tok/s"
     )
-    assert phases(STEP, 64) == "generate 10.0s 240/s · score 4.0s 600/s · optimise 6.0s 400/s"
-    assert phases(STEP, 50) == "generate 10.0s 240/s · optimise 6.0s 400/s"
+    assert phases(STEP, 64) == "generate 10.0s 240/s · score 4.0s 600/s · optimize 6.0s 400/s"
+    assert phases(STEP, 50) == "generate 10.0s 240/s · optimize 6.0s 400/s"
     assert phases(STEP, 10) == "generate 10.0s 240/s"
     assert phases(figures(seconds={}, tokens_per_second={})) == ""
 
@@ -152,7 +152,7 @@ def test_a_log_gets_one_line_a_step_with_everything_asked_for() -> None:
         first
         == "  ppo 1/6  reward +0.512  gold 0.653  KL 5.44  length 38.5  entropy 1.234  clipped 5.1%"
         "  expl.var -0.25  gap 1.2e-05  20.0s (generate 10.0s 240 tok/s, score 4.0s 600 tok/s,"
-        " optimise 6.0s 400 tok/s)  1m40s left"
+        " optimize 6.0s 400 tok/s)  1m40s left"
     )
     assert second.endswith("1m20s left") and "\x1b" not in out.getvalue()
 

@@ -41,7 +41,7 @@ from prefloop.data.tokens import Tokens
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H
 from prefloop.models.heads import ScalarHead
-from prefloop.objectives.reward import bradley_terry, centring
+from prefloop.objectives.reward import bradley_terry, centering
 from prefloop.pipeline.stages.sft import ROLE, AnswerStep
 from prefloop.training.adapter_hooks import Learner
 from prefloop.training.dpo import PAIR_LOSSES
@@ -217,7 +217,7 @@ def triples(groups: Sequence[PreferenceGroup]) -> list[tuple[list[int], list[int
     return out
 
 
-def labelled_rows(groups: Sequence[PreferenceGroup]) -> list[dict[str, list[int]]]:
+def labeled_rows(groups: Sequence[PreferenceGroup]) -> list[dict[str, list[int]]]:
     """Rows as the collator of TRL's ORPO and CPO takes them."""
     rows = []
     for prompt, chosen, rejected in triples(groups):
@@ -254,16 +254,16 @@ def test_simpo(backbone: Backbone, tmp_path: Path) -> None:
         "cpo_alpha": 0.0,
     }
     trainer = trainer_of(CPOTrainer, CPOConfig, backbone, tmp_path, **settings)
-    assert_same(of_pairs(backbone, GROUPS, "simpo"), of_trl(trainer, [labelled_rows(GROUPS)]))
+    assert_same(of_pairs(backbone, GROUPS, "simpo"), of_trl(trainer, [labeled_rows(GROUPS)]))
 
 
 def test_cpo(backbone: Backbone, tmp_path: Path) -> None:
     # TRL's likelihood term is a mean over all chosen tokens of a batch; ours is each pair's own, so
-    # that no pair counts more for its length or its neighbours. Batches of one pair are both.
+    # that no pair counts more for its length or its neighbors. Batches of one pair are both.
     settings = {"loss_type": "sigmoid", "beta": CONFIG.beta, "cpo_alpha": CONFIG.nll_weight}
     trainer = trainer_of(CPOTrainer, CPOConfig, backbone, tmp_path, **settings)
     assert_same(
-        of_pairs(backbone, GROUPS, "cpo"), of_trl(trainer, [[row] for row in labelled_rows(GROUPS)])
+        of_pairs(backbone, GROUPS, "cpo"), of_trl(trainer, [[row] for row in labeled_rows(GROUPS)])
     )
 
 
@@ -275,7 +275,7 @@ def test_orpo(backbone: Backbone, tmp_path: Path) -> None:
     trainer = trainer_of(ORPOTrainer, ORPOConfig, backbone, tmp_path, beta=CONFIG.sft_weight)
     assert_same(
         of_pairs(backbone, groups, "orpo"),
-        of_trl(trainer, [[row] for row in labelled_rows(groups)]),
+        of_trl(trainer, [[row] for row in labeled_rows(groups)]),
     )
 
 
@@ -295,7 +295,7 @@ def test_orpo_with_prompts(backbone: Backbone, tmp_path: Path) -> None:
     whole = [Document(p[:1], [p[1:] + c], [i]) for i, (p, c, _) in enumerate(triples(GROUPS))]
     loss = mean_logp(chosen, 1) + mean_logp(whole, -1)
     ours, gradients = of_pairs(backbone, GROUPS, "orpo")
-    assert_same((ours + loss, gradients), of_trl(trainer, [[row] for row in labelled_rows(GROUPS)]))
+    assert_same((ours + loss, gradients), of_trl(trainer, [[row] for row in labeled_rows(GROUPS)]))
 
 
 @pytest.fixture
@@ -348,9 +348,9 @@ def test_kto_with_shared_prompts(backbone: Backbone, kto: Any) -> None:
     assert_same(of_thumbs(backbone, groups), of_trl(kto, [rows]))
 
 
-@pytest.mark.parametrize(("target", "centre"), [(0.0, None), (0.4, 0.3)])
+@pytest.mark.parametrize(("target", "center"), [(0.0, None), (0.4, 0.3)])
 def test_reward_model(
-    target: float, centre: float | None, backbone: Backbone, tmp_path: Path
+    target: float, center: float | None, backbone: Backbone, tmp_path: Path
 ) -> None:
     # TRL's head reads hidden states as they are; ours divides them by their root mean square first,
     # so that one learning rate fits every model. TRL's head gets the same division put before it.
@@ -370,7 +370,7 @@ def test_reward_model(
         backbone,
         tmp_path,
         model=model,
-        center_rewards_coefficient=centre,
+        center_rewards_coefficient=center,
     )
     rows = [
         {"chosen_ids": p + c, "rejected_ids": p + r, "margin": target}
@@ -383,7 +383,7 @@ def test_reward_model(
             score_B = head(hidden_N_H(backbone, pack)[pack.last_B])
         first, second, labels, _ = map(list, zip(*pair_indices(pack, by_key), strict=True))
         losses_P = bradley_terry(score_B[first] - score_B[second], torch.tensor(labels), target)
-        return (losses_P + (centre or 0.0) * centring(score_B[first], score_B[second])).sum()
+        return (losses_P + (center or 0.0) * centering(score_B[first], score_B[second])).sum()
 
     ours, gradients = of_packs(backbone, [g.document for g in GROUPS], loss_of, len(rows))
     theirs, expected = of_trl(trl, [rows])

@@ -72,7 +72,7 @@ class TextIndex:
     def drop(self) -> None:
         """Drop the dataset's text rows."""
         with self._transaction():
-            self._create_catalogue()
+            self._create_catalog()
             self._drop()
 
     def _drop(self) -> None:
@@ -80,7 +80,7 @@ class TextIndex:
         self.connection.execute(f"DROP TABLE IF EXISTS text.{self.docs}")
         self.connection.execute("DELETE FROM text.indexed WHERE dataset_id = ?", [self.dataset])
 
-    def _create_catalogue(self) -> None:
+    def _create_catalog(self) -> None:
         self.connection.execute(
             "CREATE TABLE IF NOT EXISTS text.indexed (dataset_id TEXT PRIMARY KEY, fields TEXT NOT"
             " NULL)"
@@ -100,7 +100,7 @@ class TextIndex:
         if self._indexed_fields() == fields:
             return
         with self._transaction():
-            self._create_catalogue()
+            self._create_catalog()
             self._drop()
             self.connection.execute(
                 f"CREATE TABLE text.{self.docs} (rowid INTEGER PRIMARY KEY, record_id TEXT UNIQUE,"

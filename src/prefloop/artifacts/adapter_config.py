@@ -100,7 +100,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
 def described_shape(described: Mapping[str, Any]) -> AdapterShape:
     """Method and shape of an adapter, from the content of its ``adapter_config.json``.
 
-    Raises ``ValueError`` for a method that is not in the catalogue, and for features of PEFT that
+    Raises ``ValueError`` for a method that is not in the catalog, and for features of PEFT that
     prefloop lacks.
     """
     kind = str(described.get("peft_type", "lora")).lower()

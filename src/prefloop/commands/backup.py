@@ -1,4 +1,4 @@
-"""``prefloop label backup`` and ``restore``: a labelling home in one file, and a home made of it
+"""``prefloop label backup`` and ``restore``: a labeling home in one file, and a home made of it
 again.
 """
 

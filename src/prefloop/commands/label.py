@@ -264,7 +264,7 @@ Command = (
 
 @dataclasses.dataclass
 class LabelCommand:
-    """Labelling: run an Argilla server, back it up, send records to it, get votes back, measure
+    """Labeling: run an Argilla server, back it up, send records to it, get votes back, measure
     agreement, choose the next pairs.
     """
 

@@ -1,4 +1,4 @@
-"""``prefloop label users``: the accounts of a labelling server of one's own."""
+"""``prefloop label users``: the accounts of a labeling server of one's own."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """``prefloop label agree`` and ``prefloop label next``: how far annotators agree, and which pairs
-to have labelled next.
+to have labeled next.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -62,7 +62,7 @@ class Agree:
 
 @dataclasses.dataclass
 class Next:
-    """Choose the next pairs to have labelled from a pool without votes, by what a reward ensemble
+    """Choose the next pairs to have labeled from a pool without votes, by what a reward ensemble
     disagrees on.
     """
 
@@ -73,7 +73,7 @@ class Next:
     count: Count
     """Pairs to choose."""
     output: Path
-    """File to write them to, ready to be labelled."""
+    """File to write them to, ready to be labeled."""
     rewards: Path | None = None
     """Run folder or reward artifact whose reward model scores the pool; random and length do
     without.
@@ -89,8 +89,8 @@ class Next:
     """
     per_prompt: Count = 2
     """Most pairs of one prompt."""
-    labelled: DataSource | None = None
-    """Comparisons that are labelled already: pairs in it, by id or by content, are left out."""
+    labeled: Annotated[DataSource | None, tyro.conf.arg(aliases=["--labelled"])] = None
+    """Comparisons that are labeled already: pairs in it, by id or by content, are left out."""
     layout: str = "auto"
     """Layout of the pool; detected when 'auto'."""
     model: str | None = None
@@ -112,15 +112,14 @@ class Next:
             text_features,
         )
 
-        read = read_pool(self.pool, self.labelled, self.layout)
+        read = read_pool(self.pool, self.labeled, self.layout)
         pool, scores, method = read.pairs, None, self.method or "disagreement"
         left_out = (
-            f" ({read.voted} with votes and {read.labelled} labelled elsewhere or twice are left"
-            " out)"
+            f" ({read.voted} with votes and {read.labeled} labeled elsewhere or twice are left out)"
         )
         say(
             f"{counted(len(pool), 'pair')} to choose"
-            f" from{left_out if read.voted or read.labelled else ''}"
+            f" from{left_out if read.voted or read.labeled else ''}"
         )
         if self.rewards is None:
             require_members(method, 0)

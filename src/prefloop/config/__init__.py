@@ -69,7 +69,7 @@ class RLHFConfig:
     for label.source, label.workspace and label.dataset.
     """
     rounds: Few = 1
-    """Rounds of sampling, labelling and training. Later rounds sample from the policy of the round
+    """Rounds of sampling, labeling and training. Later rounds sample from the policy of the round
     before, and put those pairs to the vote of which the reward model is least sure.
     """
     simulate: bool = False

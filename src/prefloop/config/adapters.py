@@ -1,4 +1,4 @@
-"""The catalogue of adapter methods and what each of them can do. It is read before anything is
+"""The catalog of adapter methods and what each of them can do. It is read before anything is
 loaded, so this module imports nothing heavy.
 """
 
@@ -84,7 +84,7 @@ CARDS: dict[str, Card] = {
         Card("lora", "LoRA", "2106.09685", handover="adapter"),
         Card(
             "rslora",
-            "rank-stabilised LoRA: scale alpha / sqrt(r)",
+            "rank-stabilized LoRA: scale alpha / sqrt(r)",
             "2312.03732",
             handover="adapter",
         ),

@@ -173,11 +173,11 @@ class DataConfig:
     """Prompts with good answers for SFT. Pair files work too: SFT then learns their chosen answers.
     """
     comparisons: DataSource | None = file(default=None)
-    """Labelled pairs, for label.source = file."""
+    """Labeled pairs, for label.source = file."""
     eval_prompts: DataSource | None = file(default=None)
     """Prompts for the final comparison. They are never trained on."""
     reward_tests: list[DataSource] = field(default_factory=list)
-    """Files of labelled pairs that measure the reward model. They are never trained on."""
+    """Files of labeled pairs that measure the reward model. They are never trained on."""
     layout: str = "auto"
     """Layout of the files; detected when 'auto'."""
     bad_rows: Literal["error", "quarantine"] = "error"

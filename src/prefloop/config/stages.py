@@ -47,7 +47,7 @@ class SFTStageConfig:
     patience: Count | None = None
     """Stop after this many measurements without a better one. Default: train to the end."""
     optim: OptimConfig = optim(learning_rate=2e-4)
-    """Optimiser and schedule."""
+    """Optimizer and schedule."""
 
     def __post_init__(self) -> None:
         self.optim.require("sft")
@@ -218,7 +218,7 @@ class PreferenceConfig:
     batch_pairs: Count = 32
     """Pairs an optimizer step."""
     optim: OptimConfig = optim(learning_rate=5e-4)
-    """Optimiser and schedule."""
+    """Optimizer and schedule."""
 
     def __post_init__(self) -> None:
         self.optim.require("preference")

@@ -177,7 +177,7 @@ def _name(record_id: str, prompt: Sequence[Message]) -> str:
     return f"'{record_id}' ({shortened(neutral(' '.join(asked.split())), 40)!r})"
 
 
-class LabelledPair(NamedTuple):
+class LabeledPair(NamedTuple):
     """Two responses of a group, or of a pack, by index, and what the votes say of them."""
 
     first: int
@@ -195,7 +195,7 @@ class PreferenceGroup:
     """
 
     document: Document
-    pairs: list[LabelledPair]
+    pairs: list[LabeledPair]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +223,7 @@ def preference_group(
     prompt_ids = encoder.prompt(comparisons[0][0].id, prompt)
     index_of: dict[str, int] = {}
     responses: list[Tokens] = []
-    pairs: list[LabelledPair] = []
+    pairs: list[LabeledPair] = []
     for comparison, label, weight in comparisons:
         # Not into ``responses`` at once: where one of the two is refused, neither is kept.
         new: dict[str, Tokens] = {}
@@ -243,18 +243,18 @@ def preference_group(
         first, second = (index_of[key] for key in keys)
         # Cutting to ``max_length`` can make two responses equal.
         if responses[first].ids != responses[second].ids:
-            pairs.append(LabelledPair(first, second, label, weight))
+            pairs.append(LabeledPair(first, second, label, weight))
     return PreferenceGroup(document_of(prompt_ids, responses, first_key), pairs) if pairs else None
 
 
-def pair_indices(pack: Pack, by_key: Mapping[int, PreferenceGroup]) -> list[LabelledPair]:
+def pair_indices(pack: Pack, by_key: Mapping[int, PreferenceGroup]) -> list[LabeledPair]:
     """The pairs of a pack's groups, with positions in the pack in place of indices in the group."""
-    pairs: list[LabelledPair] = []
+    pairs: list[LabeledPair] = []
     start = 0
     while start < len(pack.keys):
         group = by_key[pack.keys[start]]
         pairs += (
-            LabelledPair(start + first, start + second, label, weight)
+            LabeledPair(start + first, start + second, label, weight)
             for first, second, label, weight in group.pairs
         )
         start += len(group.document.keys)

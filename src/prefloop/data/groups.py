@@ -24,7 +24,7 @@ from prefloop.base.console import counted, progress, say
 from prefloop.data.convert import net_thumbs
 from prefloop.data.encode import (
     Encoder,
-    LabelledPair,
+    LabeledPair,
     PreferenceGroup,
     ThumbGroup,
     preference_group,
@@ -140,7 +140,7 @@ class Groups(Sequence[PreferenceGroup]):
             return self.subset(range(len(self))[index])
         row: GroupRow = self._rows[self.indices[index]]
         columns = zip(row["first"], row["second"], row["label"], row["weight"], strict=True)
-        return PreferenceGroup(_document(row), list(map(LabelledPair._make, columns)))
+        return PreferenceGroup(_document(row), list(map(LabeledPair._make, columns)))
 
     def thumbs(self, index: int) -> ThumbGroup:
         """The rated responses of a group."""
@@ -189,7 +189,7 @@ def _document(row: GroupRow) -> Document:
 
 
 def _row(
-    document: Document, pairs: Sequence[LabelledPair] = (), up: Sequence[bool] = ()
+    document: Document, pairs: Sequence[LabeledPair] = (), up: Sequence[bool] = ()
 ) -> GroupRow:
     return {
         "prompt_ids": document.prompt_ids,
@@ -268,11 +268,11 @@ def write_groups(
             refused_ids.add(id)
             refused.add([id], error)
 
-        labelled = [
+        labeled = [
             (record, label_of[number], weights[number] / mean)
             for number, record in zip(numbers, records, strict=True)
         ]
-        group = preference_group(labelled, encoder, refuse=refuse)
+        group = preference_group(labeled, encoder, refuse=refuse)
         taken = [record for record in records if record.id not in refused_ids]
         repeated = sum(pair.first.key() == pair.second.key() for pair in taken)
         left_out.repeated += repeated

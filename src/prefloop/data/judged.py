@@ -74,7 +74,7 @@ SCALES = (
     "grade",
     "annotation",
     "judgment",
-    "judgement",
+    "judgment",
     "verdict",
     "evaluation",
     "votes",

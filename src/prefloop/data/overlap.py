@@ -171,13 +171,13 @@ def _shown(record: Prompted) -> str:
     return shortened(next((str(m) for m in reversed(record.prompt) if m.role == "user"), ""), 300)
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """The text in lower case, with words and numbers only, separated by single blanks."""
     return _NOT_WORD.sub(" ", text.casefold()).strip()
 
 
 def _turns(record: Prompted) -> tuple[tuple[str, str], ...]:
-    return tuple((message.role, normalised(str(message))) for message in record.prompt)
+    return tuple((message.role, normalized(str(message))) for message in record.prompt)
 
 
 def _last_asked(turns: Sequence[tuple[str, str]]) -> str:

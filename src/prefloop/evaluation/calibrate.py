@@ -64,7 +64,7 @@ def calibrate(
     if not voted:
         raise DataError(
             f"none of {len(comparisons)} comparisons has a vote: give a file that people have"
-            " labelled"
+            " labeled"
         )
     # In published files the better response is often the first: a judge that prefers a place must
     # not gain by that.

@@ -1,4 +1,4 @@
-"""Judgements as tables on the terminal."""
+"""Judgments as tables on the terminal."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def programs(gold: str, simulated: int, people: int) -> list[str]:
                 if people
                 else (
                     f" annotator{'' if simulated == 1 else 's'}, drawn from the gold scorer: no"
-                    " person labelled anything."
+                    " person labeled anything."
                 )
             )
         )

@@ -193,7 +193,7 @@ def compared_in(place: Place, manifest: Manifest) -> Compared | None:
 
 def _write_merged(place: Place, draft: Path, model: str | None) -> str:
     """Whole weights under their checkpoint names, and the model's configuration without its
-    quantisation; returns their type.
+    quantization; returns their type.
     """
     from prefloop.models.merge import save_merged
 

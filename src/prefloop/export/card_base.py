@@ -67,7 +67,7 @@ def base_name(model: str) -> str:
     return Path(model).expanduser().resolve().name if local else model
 
 
-def licence(model_folder: Path) -> str | None:
+def license(model_folder: Path) -> str | None:
     """The license that the base model's own card names; ``None`` without a readable card."""
     path = model_folder / "README.md"
     if not path.is_file():  # ModelCard.load would ask the hub
@@ -94,7 +94,7 @@ def base_of(runtime: Runtime, trained: str = "") -> Base:
         public,
         folder.name if public else None,
         wheel.distribution if wheel else None,
-        licence(folder),
+        license(folder),
         overrides(folder, config.rope, config.model),
         _talk(runtime),
     )

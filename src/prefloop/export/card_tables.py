@@ -30,7 +30,7 @@ from prefloop.report.page import label
 WORDS = {
     "sft": "supervised fine-tuning on demonstrations",
     "sample": "candidate responses",
-    "choose": "pairs chosen for labelling",
+    "choose": "pairs chosen for labeling",
     "label": "votes on pairs of responses",
     "reward": "learning a reward model from votes",
     "reference": "log-probs of the SFT model",

@@ -1,4 +1,4 @@
-"""Pools of pairs that nobody has voted on: read from a file, without pairs that are labelled
+"""Pools of pairs that nobody has voted on: read from a file, without pairs that are labeled
 already.
 
 A pool is a file of comparisons in any layout, or of candidates as the sample stage writes them:
@@ -36,8 +36,8 @@ class Pool:
     pairs: list[Comparison]
     voted: int = 0
     """Pairs that have votes in the pool's own file."""
-    labelled: int = 0
-    """Pairs that are in the labelled file, by id or by content."""
+    labeled: int = 0
+    """Pairs that are in the labeled file, by id or by content."""
 
 
 def content_of(comparison: Comparison) -> bytes:
@@ -48,9 +48,9 @@ def content_of(comparison: Comparison) -> bytes:
 
 
 def read_pool(
-    path: Source | Path, labelled: Source | Path | None = None, layout: str = "auto"
+    path: Source | Path, labeled: Source | Path | None = None, layout: str = "auto"
 ) -> Pool:
-    """The pairs of a file that have no votes and are not in ``labelled``.
+    """The pairs of a file that have no votes and are not in ``labeled``.
 
     Raises ``DataError`` when a row is neither a comparison nor candidates, or when no pair is left.
     """
@@ -59,12 +59,12 @@ def read_pool(
         if holds_candidates(path)
         else load_comparisons(path, layout=layout).records
     )
-    done = load_comparisons(labelled).records if labelled else []
+    done = load_comparisons(labeled).records if labeled else []
     pool = unlabelled(pairs, done)
     if not pool.pairs:
         raise DataError(
             f"'{path}': none of its {len(pairs)} pairs is left to label ({pool.voted} have votes,"
-            f" {pool.labelled} are in the labelled file): give a pool of pairs without votes, such"
+            f" {pool.labeled} are in the labeled file): give a pool of pairs without votes, such"
             " as candidates or rows with 'prompt' and 'responses'; 'chosen' and 'rejected' are a"
             " vote"
         )
@@ -80,17 +80,17 @@ def unlabelled(pairs: Sequence[Comparison], done: Iterable[Comparison]) -> Pool:
         ids.add(comparison.id)
         contents.add(content_of(comparison))
     kept: list[Comparison] = []
-    voted = labelled = 0
+    voted = labeled = 0
     for pair in pairs:
         content = content_of(pair)
         if pair.votes:
             voted += 1
         elif pair.id in ids or content in contents:
-            labelled += 1
+            labeled += 1
         else:
             kept.append(pair)
             contents.add(content)
-    return Pool(kept, voted, labelled)
+    return Pool(kept, voted, labeled)
 
 
 def holds_candidates(path: Source | Path) -> bool:

@@ -1,4 +1,4 @@
-"""The labelling server of ``prefloop label up``: its folder, its own environment, its commands.
+"""The labeling server of ``prefloop label up``: its folder, its own environment, its commands.
 
 Argilla pins versions that no trainer can use, so the server has a virtual environment of its own.
 It is made from the lock in ``labeling/`` when it is missing or the lock has changed. It is next to
@@ -50,7 +50,7 @@ def package() -> Path:
     for folder in (here.parents[1] / "labeling", here / "_labeling"):
         if (folder / "src" / "prefloop_labeling" / "__main__.py").is_file():
             return folder
-    raise LabelError(f"prefloop's labelling server is not next to {here}: install prefloop again")
+    raise LabelError(f"prefloop's labeling server is not next to {here}: install prefloop again")
 
 
 def run(arguments: Sequence[str], build: bool = True) -> tuple[int, str]:
@@ -66,7 +66,7 @@ def run(arguments: Sequence[str], build: bool = True) -> tuple[int, str]:
     if done.returncode not in (0, 1) or done.stderr.startswith("Traceback"):
         message = done.stderr.strip().removeprefix("error: ")
         raise LabelError(
-            f"the labelling server: {message or f'it ended with status {done.returncode}'}"
+            f"the labeling server: {message or f'it ended with status {done.returncode}'}"
         )
     return done.returncode, done.stdout
 
@@ -179,7 +179,7 @@ def _make(folder: Path, lock: Path) -> None:
     """Make the environment. It counts as made only with the mark that is written last."""
     base, version = _base_python()
     say(
-        f"making the labelling server's own environment (Python {version[0]}.{version[1]}, once):"
+        f"making the labeling server's own environment (Python {version[0]}.{version[1]}, once):"
         f" {folder}"
     )
     log = folder.with_name(folder.name + ".log")

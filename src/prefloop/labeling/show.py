@@ -46,7 +46,7 @@ def alpha_line(agreement: AnnotatorAgreement) -> str:
         )
     if not alpha.items:
         return (
-            "Krippendorff's alpha: none, no item has two votes. Have some items labelled by several"
+            "Krippendorff's alpha: none, no item has two votes. Have some items labeled by several"
             " people"
         )
     return (

@@ -67,7 +67,7 @@ class PlainWeight:
         gpu = kernels.on_gpu(base.weight.data)
         whole_blocks = state is not None and self.shape[1] % state.blocksize == 0
         if gpu and state is not None and whole_blocks and out.dtype == state.dtype:
-            gpu.dequantise(base.weight.data, state, None, out)
+            gpu.dequantize(base.weight.data, state, None, out)
         else:
             out.copy_(Weight(base).O_I())
         if role is not None and _changes(self.layer, role):

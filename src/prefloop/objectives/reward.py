@@ -21,7 +21,7 @@ def bradley_terry(
     )
 
 
-def centring(first_P: Tensor, second_P: Tensor) -> Tensor:
+def centering(first_P: Tensor, second_P: Tensor) -> Tensor:
     """(score(first) + score(second))²: keeps scores around 0 without touching their difference
     (Eisenstein et al. 2023, eq. 2), [P].
     """

@@ -130,7 +130,7 @@ class Pipeline:
                 self.runtime.store.closed = ""
                 self.runtime.close()
             seconds = time.monotonic() - clock
-            summary = summarise(run, started, seconds, command, algo, self.notes, settings)
+            summary = summarize(run, started, seconds, command, algo, self.notes, settings)
             report = None
             if writable:
                 write_sealed(folder / "summary.json", to_json(summary))
@@ -145,7 +145,7 @@ class Pipeline:
         return summary
 
 
-def summarise(
+def summarize(
     run: Run,
     started: datetime.datetime,
     seconds: float,

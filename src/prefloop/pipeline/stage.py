@@ -57,7 +57,7 @@ class Stage:
     needs_temperature: str = ""
     """Why the stage cannot work at ``generation.temperature`` 0; empty where it can."""
     round: int = 1
-    """Which round of sampling, labelling and training the stage belongs to."""
+    """Which round of sampling, labeling and training the stage belongs to."""
     before: Manifest | None = None
     """Manifest of the artifact that the run has in this slot; a stage that is built anew reports
     what changed since.

@@ -259,7 +259,7 @@ def _settings(answers: Situation, model: str) -> list[Choice]:
     rows = None if answers.kind == "prompts" else answers.rows
     method, rank, why = _method(answers)
     values = guides(answers.preset, Facts(method, rank, model, rows))
-    aligned, labelled = answers.alignment != "none", answers.kind in ("pairs", "thumbs")
+    aligned, labeled = answers.alignment != "none", answers.kind in ("pairs", "thumbs")
     stages = {"none": (), "pairs": ("reward", "preference"), "rollouts": ("reward", "ppo")}[
         answers.alignment
     ]
@@ -289,7 +289,7 @@ def _settings(answers: Situation, model: str) -> list[Choice]:
         Choice("data.prompts", "data/train.jsonl", ""),
         Choice("data.eval_prompts", "data/eval.jsonl", ""),
     ]
-    if labelled:
+    if labeled:
         out.append(Choice("data.comparisons", "data/train.jsonl", ""))
         out.append(Choice("label.source", "file", "The votes stand in your file."))
     else:
@@ -297,7 +297,7 @@ def _settings(answers: Situation, model: str) -> list[Choice]:
             Choice(
                 "label.source",
                 "argilla",
-                "Nobody has voted yet: people do, through Argilla (docs/labelling.md).",
+                "Nobody has voted yet: people do, through Argilla (docs/labeling.md).",
             )
         )
     if answers.alignment == "rollouts":

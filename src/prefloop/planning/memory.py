@@ -111,10 +111,10 @@ class Device:
 
     def weights(self) -> int:
         """The frozen backbone."""
-        quantised = self.shape.linear_weights if self.config.precision == "nf4" else 0
+        quantized = self.shape.linear_weights if self.config.precision == "nf4" else 0
         # Half a byte per weight, an 8-bit scale per 64 weights, a float32 scale per 256 scales.
-        packed = quantised // 2 + quantised // 64 + quantised // (64 * 256) * 4
-        return packed + (self.shape.parameters - quantised) * self.item
+        packed = quantized // 2 + quantized // 64 + quantized // (64 * 256) * 4
+        return packed + (self.shape.parameters - quantized) * self.item
 
     def adapter(self, frozen: bool) -> int:
         """One role: its float32 parameters, and the copies that its layers read.

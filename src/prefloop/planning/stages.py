@@ -272,7 +272,7 @@ class Planner:
     # The engine that samples.
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         return self.device.shape.stored_4bit or self.config.generation.weights == "nf4"
 
     def _awake(self) -> dict[str, int]:
@@ -282,7 +282,7 @@ class Planner:
         generation = self.config.generation
         if self.config.rollout != "vllm":
             return {}
-        if generation.sleep and not self.quantised:
+        if generation.sleep and not self.quantized:
             return {"vLLM": ASLEEP}
         return self._engine({"adapters": self._roles(1, 1)})
 
@@ -311,7 +311,7 @@ class Planner:
             # takes more than estimated.
             ours = sum(self.frozen_base.values()) - CONTEXT + sum(trainer.values())
             left = self.memory - (CONTEXT + (1 + self.error) * ours) - held
-            stays = self.quantised or not generation.sleep
+            stays = self.quantized or not generation.sleep
             # The engine refuses a cache below a 64th of the wanted one. The plan then asks for that
             # much and does not fit.
             wanted = min(wanted, max(wanted // 64, int(left * (0.4 if stays else 1))))
@@ -320,7 +320,7 @@ class Planner:
     def vllm_weights(self) -> int:
         """vLLM's own copy of the model."""
         s = self.device.shape
-        packed = s.linear_weights if self.quantised else 0
+        packed = s.linear_weights if self.quantized else 0
         return round(packed * VLLM_NF4) + (s.parameters - packed) * self.device.item + self._slot()
 
     def _slot(self) -> int:
@@ -328,7 +328,7 @@ class Planner:
         adapter.
         """
         handover, backbone = self.config.generation.handover, self.config.backbone
-        if handover == "merged" or (handover == "auto" and not self.quantised):
+        if handover == "merged" or (handover == "auto" and not self.quantized):
             return 0
         rank = backbone.adapter.r * card_of(backbone.adapter.method).file_rank
         reserved = next((r for r in RANKS if r >= rank), rank)

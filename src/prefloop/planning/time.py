@@ -43,7 +43,7 @@ STEP, READ = 8.7e-3, 0.8
 """vLLM's seconds per token of a batch, and its reached share of the memory rate. Measured: 15.4 ms
 on an H100 and 14.2 on an H200 for 15.2 GB of weights and 3.8 GB of cache, 7.5 to 14 ms for SmolLM2.
 """
-DEQUANTISE = 2.8e-12
+DEQUANTIZE = 2.8e-12
 """Additional seconds per token for each 4-bit weight of vLLM (6,989 tokens/s from 256 rows at 7B,
 450 from 64 at 70B).
 """
@@ -219,14 +219,14 @@ class Clock:
             return math.ceil(rows / config.sft.batch_size)
         if stage in ROLLOUTS:
             return config.ppo.steps * config.ppo.epochs * config.ppo.minibatches
-        if stage in (SFT_ONLY, "sample", "evaluate") or (pairs := self._labelled()) is None:
+        if stage in (SFT_ONLY, "sample", "evaluate") or (pairs := self._labeled()) is None:
             return None
         if stage == REWARD_ONLY:
             trained = (1 - config.reward.holdout) * config.reward.epochs * pairs
             return math.ceil(trained / config.reward.batch_pairs)
         return math.ceil(config.preference.epochs * pairs / config.preference.batch_pairs)
 
-    def _labelled(self) -> float | None:
+    def _labeled(self) -> float | None:
         """The number of pairs with votes."""
         data = self.comparisons if self.config.label.source == "file" else self.prompts
         per_prompt = 1 if self.config.label.source == "file" else self.config.label.pairs_per_prompt
@@ -262,7 +262,7 @@ class Clock:
         data = self.comparisons if from_file else self.prompts
         if data is None:
             return None
-        groups, pairs = data.rows, self._labelled() or 0.0
+        groups, pairs = data.rows, self._labeled() or 0.0
         responses = 2 * data.response if from_file else config.sample.candidates * self._new
         tokens = data.prompt + responses
         if stage == REWARD_ONLY:
@@ -322,7 +322,7 @@ class Clock:
         cache = rows * 2 * s.layers * s.kv_heads * s.head_dim * 2 * (130 + new / 2)
         packed = s.linear_weights if config.weights == "nf4" else 0
         read = 2 * s.parameters - 1.4 * packed + cache
-        each = read / (self.card.bandwidth * READ) + DEQUANTISE * packed
+        each = read / (self.card.bandwidth * READ) + DEQUANTIZE * packed
         each += (STEP if vllm else s.layers * LAUNCH) if self.card.launches else 0
         work = responses * self._new * 2 * s.parameters
         return max(responses / rows * new * each, work / (self.card.flops * self.card.sampling))

@@ -26,7 +26,7 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
         one = summary.contamination.count == 1
         notes.append(
             f"{summary.contamination.count:,} evaluation prompt{' was' if one else 's were'} seen"
-            " in training: the win rates are too good by what was memorised. See Judging for"
+            " in training: the win rates are too good by what was memorized. See Judging for"
             " examples."
         )
     if alike := summary.contamination.alike:
@@ -56,8 +56,8 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
     if judge == JUDGE and scorers:
         notes.append(
             f"There is no gold scorer in this run, and the judge, {scorers[0]}, is a reward model:"
-            " unless it is independent of the one that training maximised, these win rates show"
-            " that optimisation worked, not that answers got better."
+            " unless it is independent of the one that training maximized, these win rates show"
+            " that optimization worked, not that answers got better."
         )
     contested = [
         f"{label(name)} ({percent(result.win(REWARD).value)} %, gold"
@@ -68,7 +68,7 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
     if contested:
         notes.append(
             f"The reward model prefers {' and '.join(contested)} to SFT and the gold scorer does"
-            " not confirm it: a sign of over-optimisation."
+            " not confirm it: a sign of over-optimization."
         )
     for name, result in summary.results.items():
         gold, asked = result.win(GOLD), result.win(JUDGE)
@@ -153,7 +153,7 @@ def _of_reward_model(policies: Sequence[str]) -> list[str]:
         notes.append(
             f"The judge is the reward model that {' and '.join(against)}"
             f" {'was' if len(against) == 1 else 'were'} trained to please: such win rates show that"
-            " optimisation worked, not that answers got better."
+            " optimization worked, not that answers got better."
         )
     if others:
         notes.append(

@@ -298,7 +298,7 @@ def _bench(runs: Mapping[str, Found]) -> list[tuple[str, str, str, str, list[Cel
 
 
 def _tests(runs: Mapping[str, Found]) -> list[tuple[str, list[Cell]]]:
-    """A row for every file of labelled pairs: the accuracy of each run's reward model."""
+    """A row for every file of labeled pairs: the accuracy of each run's reward model."""
     held_out = [Cell(percent(run.summary.reward_model.accuracy)) for run in runs.values()]
     rows = (
         [("pairs held out of its own training", held_out)]

@@ -118,7 +118,7 @@ class SeenInTraining(Stored):
 
 @dataclass(frozen=True, config=FILE)
 class PairTest(Stored):
-    """The reward model on one file of labelled pairs."""
+    """The reward model on one file of labeled pairs."""
 
     reward: str = ""
     """Key of the reward model that was measured."""

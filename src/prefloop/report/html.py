@@ -24,7 +24,7 @@ from prefloop.report import (
     benchmarks,
     conversations,
     hacking,
-    overoptimisation,
+    overoptimization,
     page,
     plots,
     results,
@@ -147,7 +147,7 @@ def render(
         "bench": benchmarks.section(bench),
         "flow": stages.picture(summary),
         "timeline": stages.timeline(summary),
-        "overoptimisation": _overoptimisation(summary, rl),
+        "overoptimization": _overoptimization(summary, rl),
         "hacking": watched,
         "rl_stages": [
             (
@@ -183,7 +183,7 @@ def render(
         control=results.CONTROL,
         counts=results.shared_count(summary),
         saved=page.saved(summary),
-        series=plots.colours(list(summary.results)),
+        series=plots.colors(list(summary.results)),
         open=conversations.OPEN,
         unreadable=unreadable,
         **parts,
@@ -198,7 +198,7 @@ def _nav(summary: Summary, results: bool, parts: Mapping[str, Any]) -> list[tupl
         ("matrix", "All against all", bool(parts["matrix"])),
         ("benchmarks", "Benchmarks", bool(parts["bench"])),
         ("pipeline", "Pipeline", bool(parts["flow"])),
-        ("overoptimisation", "Gold and proxy", bool(parts["overoptimisation"])),
+        ("overoptimization", "Gold and proxy", bool(parts["overoptimization"])),
         ("hacking-1", "Reward hacking", bool(parts["hacking"])),
         ("curves-1", "Curves", curves),
         ("losses", "Losses", bool(parts["losses"])),
@@ -224,7 +224,7 @@ def _settings(summary: Summary, run_dir: Path | None) -> str:
     )
 
 
-def _overoptimisation(summary: Summary, rl: dict[str, Curve]) -> Plot | None:
+def _overoptimization(summary: Summary, rl: dict[str, Curve]) -> Plot | None:
     stage = next(iter(rl), None)
-    plot = overoptimisation.draw("overoptimisation", stage, rl[stage] if stage else None, summary)
-    return plot and plot._replace(caption=page.overoptimisation_note(stage, rl.get(stage or "")))
+    plot = overoptimization.draw("overoptimization", stage, rl[stage] if stage else None, summary)
+    return plot and plot._replace(caption=page.overoptimization_note(stage, rl.get(stage or "")))

@@ -1,5 +1,5 @@
 """How a report writes names, numbers and intervals, and what it says under the plot of
-over-optimisation.
+over-optimization.
 """
 
 import math
@@ -118,7 +118,7 @@ def saved(summary: Summary) -> str:
     return f"Work reused or resumed from earlier runs saved {duration(seconds)}." if seconds else ""
 
 
-def overoptimisation_note(stage: str | None, curve: Curve | None) -> str:
+def overoptimization_note(stage: str | None, curve: Curve | None) -> str:
     """How to read the plot, where gold peaked during training, and what became of it and of the
     proxy after that.
     """
@@ -139,7 +139,7 @@ def overoptimisation_note(stage: str | None, curve: Curve | None) -> str:
     )
     if peak == len(gold) - 1:
         return (
-            f"{legend} Gold is highest at the last measured step, {at}: no over-optimisation is"
+            f"{legend} Gold is highest at the last measured step, {at}: no over-optimization is"
             " visible in this run."
         )
     note = (

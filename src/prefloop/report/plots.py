@@ -1,6 +1,6 @@
 """The figures of a report as inline SVG.
 
-matplotlib draws with stand-in colours, which are then swapped for CSS variables: one drawing
+matplotlib draws with stand-in colors, which are then swapped for CSS variables: one drawing
 follows the light and the dark theme and the printer. Text stays text, and the style sheet gives it
 the font of the page. The same data gives the same bytes: ids are salted with the figure's name.
 """
@@ -25,7 +25,7 @@ from prefloop.report.page import decimal, interval, percent
 
 INK, MUTED, RULE, PAPER = "#fe0101", "#fe0102", "#fe0103", "#fe0104"
 SERIES = [f"#fe02{i:02x}" for i in range(7)]
-"""Series 0 is the grey of the baseline; 1 to 6 follow Okabe and Ito. Each has a marker: hue is
+"""Series 0 is the gray of the baseline; 1 to 6 follow Okabe and Ito. Each has a marker: hue is
 never the only cue.
 """
 MARKERS = ["o", "s", "D", "^", "v", "p", "h"]
@@ -34,7 +34,7 @@ _VARIABLES = {
     MUTED: "var(--muted)",
     RULE: "var(--rule)",
     PAPER: "var(--paper)",
-} | {colour: f"var(--series-{i})" for i, colour in enumerate(SERIES)}
+} | {color: f"var(--series-{i})" for i, color in enumerate(SERIES)}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -74,7 +74,7 @@ class Plot(NamedTuple):
     caption: str = ""
 
 
-def colours(names: Sequence[str]) -> dict[str, int]:
+def colors(names: Sequence[str]) -> dict[str, int]:
     """The series number of every policy: 0 for the baseline, then 1 to 6 in order, round again if
     there are more.
     """
@@ -184,7 +184,7 @@ def overlay(
     *,
     scale: float = 1.0,
 ) -> Plot | None:
-    """The same field of several runs against step; each has a colour, a marker and a line in the
+    """The same field of several runs against step; each has a color, a marker and a line in the
     legend.
     """
     points = {text: curve.series(*path) for text, curve in curves.items()}
@@ -255,7 +255,7 @@ def point(
     axes: Axes, at: tuple[float, float], *, series: int, x_interval: list[float] | None = None,
     y_interval: list[float] | None = None,
 ) -> None:  # fmt: skip
-    """A marker with its intervals, haloed in the paper colour so that it stays readable over a
+    """A marker with its intervals, haloed in the paper color so that it stays readable over a
     line.
     """
     if x_interval:
@@ -289,7 +289,7 @@ def scaled(estimate: Estimate, scale: float) -> list[float] | None:
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """A centred mean over a twentieth of a long curve; nothing for a curve short enough to read as
+    """A centered mean over a twentieth of a long curve; nothing for a curve short enough to read as
     it is.
     """
     half = len(values) // 40
@@ -323,7 +323,7 @@ def short(text: str) -> str:
 
 
 def to_svg(figure: Figure, name: str, alt: str) -> Markup:
-    """The figure as an inline ``<svg>``: no prolog, no metadata, ids of its own, the colours of the
+    """The figure as an inline ``<svg>``: no prolog, no metadata, ids of its own, the colors of the
     page.
     """
     name = re.sub(
@@ -350,7 +350,7 @@ def to_svg(figure: Figure, name: str, alt: str) -> Markup:
 
 
 def _themed(tag: str, name: str) -> str:
-    """One tag with ids that no other figure has and colours that follow the page."""
+    """One tag with ids that no other figure has and colors that follow the page."""
     tag = re.sub(r'\bid="', f'id="{name}-', tag)
     tag = tag.replace('xlink:href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    return re.sub(r"#fe0[12]0[0-9a-f]", lambda colour: _VARIABLES.get(colour[0], colour[0]), tag)
+    return re.sub(r"#fe0[12]0[0-9a-f]", lambda color: _VARIABLES.get(color[0], color[0]), tag)

@@ -108,7 +108,7 @@ def _rate(win: Estimate) -> Cell:
 
 def forests(summary: Summary) -> list[Plot]:
     """Win rates against SFT with the A/A control under them, a plot for each judge."""
-    series, drawn = plots.colours(list(summary.results)), []
+    series, drawn = plots.colors(list(summary.results)), []
     for judge in JUDGES:
         text = name_of(summary.results.values(), judge)
         rows = [

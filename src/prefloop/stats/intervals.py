@@ -35,7 +35,7 @@ from scipy.special import stdtrit  # quantiles of Student's t, true far out in t
 from scipy.stats import binomtest
 
 Array = NDArray[np.float64]
-_CHUNK_CELLS = 4_000_000  # bounds the memory of one vectorised batch of resamples to some 100 MB
+_CHUNK_CELLS = 4_000_000  # bounds the memory of one vectorized batch of resamples to some 100 MB
 _FLAT = 1e-12
 
 
@@ -72,7 +72,7 @@ class SignTest:
     wins: int
     losses: int
     ties: int
-    """Left out of the test: they favour neither side."""
+    """Left out of the test: they favor neither side."""
     p_value: float
     """Two-sided and exact; 1 when every prompt is a tie."""
 
@@ -314,8 +314,8 @@ def _draws(
         cells_PAB[row, : table.shape[0], : table.shape[1]] = table
     weights_PA = (np.arange(width_a) < counts_P2[:, :1]) / counts_P2[:, :1]
     weights_PB = (np.arange(width_b) < counts_P2[:, 1:]) / counts_P2[:, 1:]
-    centre = means_P.mean()
-    offsets_P = centre + shrink * (means_P - centre) - means_P
+    center = means_P.mean()
+    offsets_P = center + shrink * (means_P - center) - means_P
 
     draws = []
     step = max(1, _CHUNK_CELLS // cells_PAB.size)

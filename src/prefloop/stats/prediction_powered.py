@@ -156,12 +156,12 @@ def prediction_powered(
 
     human_VI, judge_VI = np.append(human_V, _HUMAN_I), np.append(judge_V, _JUDGE_I)
     slope, rest = _regression(human_VI, judge_VI)
-    centre = human_VI.mean() + slope * (np.append(judge_P, _JUDGE_I).mean() - judge_VI.mean())
+    center = human_VI.mean() + slope * (np.append(judge_P, _JUDGE_I).mean() - judge_VI.mean())
     # Residuals of a regression do not correlate with its predictor, so the two variances add.
     variance = rest / (len(human_VI) - 2) / len(human_VI)
     if n_all > 1:
         variance += slope**2 * float(judge_P.var(ddof=1)) / n_all
-    size = max(centre * (1 - centre), 1e-3) / variance
+    size = max(center * (1 - center), 1e-3) / variance
     t = float(stdtrit(n - 2, (1 + level) / 2))
     middle = (rate * size + t**2 / 2) / (size + t**2)
     reach = t * math.sqrt(rate * (1 - rate) * size + t**2 / 4) / (size + t**2)
@@ -188,7 +188,7 @@ def _fieller(
         both_VI.sum() / won_VI.sum(),
         against_VI.sum() / (1 - won_VI).sum(),
     )
-    # What each prompt adds to the error of p, of q1 and of 1 - q0 (linearised ratios).
+    # What each prompt adds to the error of p, of q1 and of 1 - q0 (linearized ratios).
     raw_PI = (judge_PI - raw) / len(judge_PI)
     hit_VI = (both_VI - hit * won_VI) / won_VI.sum()
     alarm_VI = (against_VI - false_alarm * (1 - won_VI)) / (1 - won_VI).sum()

@@ -80,7 +80,7 @@ class Reading:
     step: int
     """From 1."""
     proxy: Mean
-    """Reward that training maximises, before penalties."""
+    """Reward that training maximizes, before penalties."""
     objective: Mean
     """Penalized reward minus ``kl.coef`` (as configured) times the KL."""
     length: Mean

@@ -134,7 +134,7 @@ def mismatch(prompts: Sequence[Any]) -> tuple[int, int]:
     return best, own[best]
 
 
-class Labelled:
+class Labeled:
     """Rows of ``CPOTrainer`` and ``ORPOTrainer`` from token ids."""
 
     def tokenize_row(self, feature: Mapping[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
@@ -172,8 +172,8 @@ class AsksForRewards:
 _OWN: Mapping[str, tuple[type, ...]] = {
     "DPOTrainer": (AsGiven,),
     "KTOTrainer": (Mismatched,),
-    "CPOTrainer": (Labelled,),
-    "ORPOTrainer": (Labelled,),
+    "CPOTrainer": (Labeled,),
+    "ORPOTrainer": (Labeled,),
     "GRPOTrainer": (AsksForRewards,),
     "RLOOTrainer": (AsksForRewards,),
     "GMPOTrainer": (AsksForRewards,),

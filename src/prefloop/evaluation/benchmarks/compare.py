@@ -81,7 +81,7 @@ def difference(after: Metric, before: Metric) -> dict[str, float | None]:
 
 def table(tasks: Mapping[str, Any], reference: str) -> Table:
     """The before/after table, a row for each task, metric and adapter: value ± standard error, and
-    the change, coloured beyond two errors.
+    the change, colored beyond two errors.
     """
     out = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for column in ("task", "metric", "adapter", "n", "value ± error", f"less {reference}"):

@@ -113,19 +113,19 @@ def per_prompt(accepted: Sequence[Sequence[str]], answers: Sequence[str]) -> dic
             out[kind].append(float(rouge[kind].fmeasure))
         out["f1"].append(max(f1(text, answer) for text in texts))
         out["exact_match"].append(
-            float(any(normalised(text) == normalised(answer) for text in texts))
+            float(any(normalized(text) == normalized(answer) for text in texts))
         )
     return out
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """SQuAD's normal form: lower case, no punctuation, no articles, single blanks."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def f1(reference: str, answer: str) -> float:
     """Harmonic mean of precision and recall of words in normal form; two empty texts agree."""
-    wanted, given = normalised(reference).split(), normalised(answer).split()
+    wanted, given = normalized(reference).split(), normalized(answer).split()
     if not wanted or not given:
         return float(wanted == given)
     shared = (Counter(wanted) & Counter(given)).total()

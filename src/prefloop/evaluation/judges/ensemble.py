@@ -1,4 +1,4 @@
-"""The reward ensemble of a run as a grader: the mean of its members' normalised scores."""
+"""The reward ensemble of a run as a grader: the mean of its members' normalized scores."""
 
 from __future__ import annotations
 

@@ -94,12 +94,12 @@ class Connection:
             address = _address(last["url"])
             if last.get("home") is None:  # its server could not answer the question of labels.proof
                 raise LabelError(
-                    f"an earlier version of prefloop started the labelling server of {home}: say"
+                    f"an earlier version of prefloop started the labeling server of {home}: say"
                     f" `prefloop label down --home {home}`, then `prefloop label up --home {home}`"
                 )
             if not _is_of(last["home"], home):
                 raise LabelError(
-                    f"no labelling server has run in {home}, a copy of {last['home']['path']} or a"
+                    f"no labeling server has run in {home}, a copy of {last['home']['path']} or a"
                     f" backup of it: {up}, which leaves that one alone"
                 )
             advice = f"is the server up? {up}"
@@ -107,12 +107,12 @@ class Connection:
         except FileNotFoundError as missing:
             if Path(missing.filename).name == "credentials.json" and (home / "argilla.db").exists():
                 raise LabelError(
-                    f"{home} is the home of a labelling server, and its credentials.json is"
+                    f"{home} is the home of a labeling server, and its credentials.json is"
                     " missing: restore a backup with `prefloop label restore`, or put the file"
                     " back"
                 ) from None
             raise LabelError(
-                f"no labelling server has run in {home} (there is no {missing.filename}): {up}"
+                f"no labeling server has run in {home} (there is no {missing.filename}): {up}"
             ) from None
         except OSError as error:
             raise LabelError(f"{error.filename} cannot be read: {error.strerror}") from None

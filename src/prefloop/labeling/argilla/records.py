@@ -53,7 +53,7 @@ class Pushed:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The progress of a dataset's labelling."""
+    """The progress of a dataset's labeling."""
 
     total: int
     completed: int
@@ -154,8 +154,8 @@ class Argilla:
 
     def progress(self, dataset: str, workspace: str = "default") -> Progress:
         """The number of records in all, completed and pending, and every annotator's answers."""
-        labelled = self.datasets.find(dataset, workspace)
-        counts, each = self.datasets.counts(labelled), self.datasets.each(labelled)
+        labeled = self.datasets.find(dataset, workspace)
+        counts, each = self.datasets.counts(labeled), self.datasets.each(labeled)
         return Progress(counts["total"], counts["completed"], counts["pending"], each)
 
     def states(

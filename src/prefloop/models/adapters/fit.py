@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.config import BackboneConfig
-from prefloop.config import adapters as catalogue
+from prefloop.config import adapters as catalog
 from prefloop.errors import ModelError
 from prefloop.models import folder, rope
 from prefloop.models.adapters import method_of
@@ -20,7 +20,7 @@ def fitting(config: BackboneConfig, place: Path) -> tuple[Method, Any]:
     Raises ``ConfigError`` or ``ModelError`` as ``fits`` does, and ``ModelError`` for an unusable
     configuration in the folder.
     """
-    catalogue.require(config)
+    catalog.require(config)
     return fits(config, folder.configuration(place), place)
 
 
@@ -37,7 +37,7 @@ def fits(config: BackboneConfig, model_config: Any, place: Path | None) -> tuple
     that does not work on this model: ``adapter.target_modules`` matches no layer, a matching layer
     does not fit the settings, or ``Method.check`` fails.
     """
-    catalogue.require(config)
+    catalog.require(config)
     method = method_of(config.adapter)
     rope.stretch(model_config, config)
     model = folder.blank(model_config, config.model)

@@ -165,7 +165,7 @@ class Joined:
             if part in parts:
                 whole = len(parts) == 1
                 to = weight_O_IR if whole else weight_O_IR[part.start - start : part.stop - start]
-                self.gpu.dequantise(
+                self.gpu.dequantize(
                     packed, weight.state, adapters.b_O_R[part] if adapters else None, to
                 )
         return weight_O_IR

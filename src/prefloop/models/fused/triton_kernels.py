@@ -240,7 +240,7 @@ def rotate_back(
 
 
 @triton.jit
-def _dequantise(
+def _dequantize(
     packed,
     absmax,
     code,
@@ -285,7 +285,7 @@ def _dequantise(
             tl.store(out + row * stride + columns + r, kept, mask=r < ranks)
 
 
-def dequantise(weight: Tensor, state: Any, tail_O_R: Tensor | None, out_O_IR: Tensor) -> None:
+def dequantize(weight: Tensor, state: Any, tail_O_R: Tensor | None, out_O_IR: Tensor) -> None:
     """Write the dequantized 4-bit ``weight``, followed in each row by ``tail_O_R``, to
     ``out_O_IR``.
 
@@ -311,7 +311,7 @@ def dequantise(weight: Tensor, state: Any, tail_O_R: Tensor | None, out_O_IR: Te
     )
     tail = triton.next_power_of_2(ranks) if ranks else 0
     constants = (state.blocksize, inner.blocksize, state.nested, tail, 64)
-    _launch(_dequantise, (rows, triton.cdiv(blocks, 64), 1), arguments, 8, constants)
+    _launch(_dequantize, (rows, triton.cdiv(blocks, 64), 1), arguments, 8, constants)
 
 
 @triton.jit

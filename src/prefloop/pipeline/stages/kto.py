@@ -172,7 +172,7 @@ class KTO(Stage):
 
 
 def no_singles(steps: list[list[int]]) -> list[list[int]]:
-    """Steps of at least two prompts, which z0 needs: one of a single prompt joins its neighbour.
+    """Steps of at least two prompts, which z0 needs: one of a single prompt joins its neighbor.
     Raises ``DataError`` when there is one prompt in all.
     """
     out: list[list[int]] = []

@@ -179,7 +179,7 @@ class ArgillaVotes:
 
 
 class FileVotes:
-    """A file of labelled pairs or of thumbs, copied row by row: it may be larger than memory."""
+    """A file of labeled pairs or of thumbs, copied row by row: it may be larger than memory."""
 
     def __init__(self, data: DataConfig) -> None:
         self.data = data
@@ -200,7 +200,7 @@ class FileVotes:
         path, data = self.data.comparisons, self.data
         if path is None:
             raise ConfigError(
-                "label.source is 'file' but data.comparisons is not set: name a file of labelled"
+                "label.source is 'file' but data.comparisons is not set: name a file of labeled"
                 " pairs"
             )
         options: dict[str, Any] = {

@@ -28,7 +28,7 @@ from prefloop.models.forward import hidden_N_H
 from prefloop.models.heads import ScalarHead
 from prefloop.models.reward_model import Reward, raw_B, role_of
 from prefloop.objectives.calibration import fit_temperature
-from prefloop.objectives.reward import bradley_terry, centring
+from prefloop.objectives.reward import bradley_terry, centering
 from prefloop.pipeline.stage import Stage
 from prefloop.pipeline.stages.comparisons import has_pairs, require_pairs, unusable_of
 from prefloop.runs.work import Work
@@ -68,7 +68,7 @@ class VoteStep:
         self.counts.append(torch.stack(decided(p.margin.detach(), p.label)))
         loss_P = bradley_terry(p.margin, p.label, self.config.margin * (2 * p.label - 1).abs())
         if self.config.center:
-            loss_P = loss_P + self.config.center * centring(p.first_ratio, p.second_ratio)
+            loss_P = loss_P + self.config.center * centering(p.first_ratio, p.second_ratio)
         return loss_P.sum()
 
     def metrics(self) -> dict[str, float]:
@@ -198,10 +198,10 @@ class RewardModel(Stage):
         return {"steps": loop.step, "loss_last": last.get("loss")}
 
     def _calibrate(self, reward: Reward, known: Groups, held: Groups) -> dict[str, Any]:
-        """Normalise every member, fit the temperature on held-out pairs, measure."""
+        """Normalize every member, fit the temperature on held-out pairs, measure."""
         scores = reward.score(
             (g.document for part in (known, held) for g in part),
-            f"{self.name}: normalise",
+            f"{self.name}: normalize",
             known.total_responses + held.total_responses,
         )
         all_M_K = torch.tensor(list(scores.values()))
@@ -212,7 +212,7 @@ class RewardModel(Stage):
         scores = {key: ((torch.tensor(s) - mean_K) / scale_K).tolist() for key, s in scores.items()}
         before = 1 / float(
             scale_K.mean()
-        )  # what σ of the raw difference amounts to on normalised scores
+        )  # what σ of the raw difference amounts to on normalized scores
         measured = {f"train_{k}": v for k, v in pairwise(known, scores).metrics(before).items()}
         reward.temperature = before
         if held:

@@ -1,4 +1,4 @@
-"""The reward model on files of labelled pairs that it was not trained on."""
+"""The reward model on files of labeled pairs that it was not trained on."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ class Choose(Stage):
         first_round = config.pairs_per_prompt * sum(1 for _ in read_rows(candidates))
         if not pool:
             raise DataError(
-                f"none of the candidates' pairs is left to put to the vote ({left.labelled} are"
-                " labelled or equal): raise sample.candidates"
+                f"none of the candidates' pairs is left to put to the vote ({left.labeled} are"
+                " labeled or equal): raise sample.candidates"
             )
         reward = Reward.load(backbone, inputs["reward"].path)
         try:

@@ -86,7 +86,7 @@ class Annotator:
         return self.client.post(f"/records/{record}/responses", json=body)
 
 
-class Labelling:
+class Labeling:
     """A running server with its owner's eyes."""
 
     def __init__(self, home: Path) -> None:
@@ -132,16 +132,16 @@ def environment() -> None:
     if server.PYTHON_VARIABLE not in os.environ and ready.exists():
         os.environ[server.PYTHON_VARIABLE] = str(ready)
     elif server.PYTHON_VARIABLE not in os.environ:
-        os.environ["XDG_DATA_HOME"] = str(ROOT / "runs" / ".labelling")
+        os.environ["XDG_DATA_HOME"] = str(ROOT / "runs" / ".labeling")
 
 
-def up(home: Path, *options: str) -> Labelling:
+def up(home: Path, *options: str) -> Labeling:
     server.run(["up", "--home", str(home), "--port", str(free_port()), *options])
-    return Labelling(home)
+    return Labeling(home)
 
 
 @contextlib.contextmanager
-def running(home: Path) -> Iterator[Labelling]:
+def running(home: Path) -> Iterator[Labeling]:
     environment()
     try:
         yield up(home)

@@ -59,7 +59,7 @@ def draw(name: str, stage: str | None, curve: Curve | None, summary: Summary) ->
     Two panels rather than two scales in one: where curves on unrelated scales cross means nothing.
     A panel without data is left out; without a training curve it takes two policies to make a plot.
     """
-    # The bare model is no policy that was optimised, and may be so far from SFT that the others
+    # The bare model is no policy that was optimized, and may be so far from SFT that the others
     # could not be told apart.
     finals = {
         p: result
@@ -79,7 +79,7 @@ def draw(name: str, stage: str | None, curve: Curve | None, summary: Summary) ->
     panels = [panel for panel in panels if panel.trail or len(panel.policies) > 1]
     if not panels:
         return None
-    series = plots.colours(list(summary.results))
+    series = plots.colors(list(summary.results))
     reached = [kl for panel in panels for kl, _, _ in panel.trail]
     largest = max(
         reached + [result.kl.high or result.kl.value or 0.0 for result in finals.values()]
@@ -101,7 +101,7 @@ def draw(name: str, stage: str | None, curve: Curve | None, summary: Summary) ->
             plots.to_svg(
                 figure,
                 name,
-                f"{names} against KL to the reference in nats, points labelled by step",
+                f"{names} against KL to the reference in nats, points labeled by step",
             )
         )
 
@@ -145,11 +145,11 @@ def _labels(figure: Figure, axes: Axes, panel: Panel, series: dict[str, int]) ->
 
     taken = [_around(*place(kl, value), 1.5) for kl, value, _ in panel.trail]
     for result, estimate in panel.policies.values():
-        centre = (max(0.0, result.kl.value or 0.0), estimate.value or 0.0)
-        taken.append(_around(*place(*centre), 6))
+        center = (max(0.0, result.kl.value or 0.0), estimate.value or 0.0)
+        taken.append(_around(*place(*center), 6))
         for ends in (
-            [(x, centre[1]) for x in result.kl.interval or ()],
-            [(centre[0], y) for y in estimate.interval or ()],
+            [(x, center[1]) for x in result.kl.interval or ()],
+            [(center[0], y) for y in estimate.interval or ()],
         ):
             corners = [place(*end) for end in ends]
             taken += [
@@ -192,7 +192,7 @@ def _annotate(
     at: tuple[float, float],
     where: tuple[float, float],
     taken: list[Rectangle],
-    colour: str,
+    color: str,
     *,
     bold: bool = False,
 ) -> None:
@@ -227,7 +227,7 @@ def _annotate(
         ha="center",
         va="baseline",
         fontsize=_TEXT + bold,
-        color=colour,
+        color=color,
         weight="bold" if bold else "normal",
         zorder=5,
         annotation_clip=False,
