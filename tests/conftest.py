@@ -66,6 +66,7 @@ def tiny_folder(tiny_folders: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="session")
 def labeling(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Labeling"]:
     """A real Argilla with its worker, started once a session."""
+    import labeling_server
 
     with labeling_server.running(tmp_path_factory.mktemp("labeling") / "home") as server:
         yield server
