@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import documents
@@ -42,9 +44,9 @@ from prefloop.config.algorithms import reward_model
 from prefloop.config.load import parse
 from prefloop.config.trl import METHODS, REFUSED, TRAINERS, slot_of
 from prefloop.data.encode import Encoder
-from prefloop.data.packing import Document, packs
+from prefloop.data.packing import Document, Pack, packs
 from prefloop.data.sources import write_jsonl
-from prefloop.errors import AuditError, ConfigError, DataError
+from prefloop.errors import AuditError, ConfigError, DataError, RewardError
 from prefloop.export.adapter import export
 from prefloop.pipeline.algorithms import algorithm
 from prefloop.pipeline.compose import compose
@@ -63,6 +65,7 @@ from prefloop.training import trl_arguments, trl_trainer
 from prefloop.training.policy import logps_R
 from prefloop.training.trl_arguments import trainer_class
 from prefloop.training.trl_callbacks import Moving
+from prefloop.training.trl_rewards import RewardFunctions
 
 pytestmark = pytest.mark.slow
 
@@ -498,6 +501,37 @@ def test_a_run_that_is_asked_to_end_finishes_its_step_and_goes_on_to_the_same_by
     ours, theirs = adapter(again), adapter(whole)
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     assert [step["step"] for step in steps_of(again)] == list(range(1, total + 1))
+
+
+def test_rewards_that_are_all_alike_are_no_training_in_a_run_that_goes_on_either(
+    made: Made, tiny_folder: Path, tmp_path: Path, at_step: Callable[..., None]
+) -> None:
+    (tmp_path / "flat.py").write_text("def flat(prompt, response):\n    return 1.0\n")
+    args = SAMPLED | {"beta": 0.0, "max_steps": 4}
+    config = TrlConfig(args=args, rewards={f"{tmp_path / 'flat.py'}:flat": 1.0})
+    stage, elsewhere = Trl("GRPOTrainer", config, made.data), runtime_of(tiny_folder, tmp_path)
+    at_step(1, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Ended, match="SIGTERM"), heeding():
+        made.run(stage, elsewhere)
+    with pytest.raises(AuditError, match="no step had both a gradient and a learning rate"):
+        made.run(stage, elsewhere)
+
+
+def test_a_reward_that_is_not_finite_names_its_prompts_and_is_not_left_out() -> None:
+    backbone = SimpleNamespace(scoring_tokens=64, device=torch.device("cpu"))
+    scores = {7: 1.0, 8: float("nan")}
+
+    def scores_K_B(pack: Pack) -> Tensor:
+        last_B = pack.tokens_N[pack.last_B].tolist()
+        return torch.tensor([[scores[token] for token in last_B]])
+
+    reward: Any = SimpleNamespace(backbone=backbone, scores_K_B=scores_K_B)
+    ids = {"a": [1, 2], "b": [3]}
+    functions = RewardFunctions({"reward_model": 1.0})
+    (scored,) = functions.functions({}, ids, reward, contextlib.nullcontext, str)
+    assert scored(completion_ids=[[7], [5, 7]], id=["a", "b"]) == [1.0, 1.0]
+    with pytest.raises(RewardError, match="not finite for 1 responses, to prompts b"):
+        scored(completion_ids=[[7], [8]], id=["a", "b"])
 
 
 def test_a_damaged_checkpoint_is_passed_over(

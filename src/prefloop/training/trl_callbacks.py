@@ -5,9 +5,11 @@ signal asks for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prefloop.base.console import progress
@@ -93,6 +95,12 @@ class Moving(TrainerCallback):
         named = seat.backbone.named_parameters(POLICY)
         self.before = {n: p.detach().clone() for n, p in named.items()}
         self.frozen = seat.backbone.frozen_digest()
+
+    def resume(self, learnt: Mapping[str, Tensor]) -> None:
+        """Go on from a checkpoint of these parameters: if they have moved, that was checked."""
+        self.checked = any(
+            not torch.equal(learnt[name], start.cpu()) for name, start in self.before.items()
+        )
 
     def on_pre_optimizer_step(
         self,

@@ -5,13 +5,14 @@ the sources of ``ppo.rewards``, as functions that TRL calls.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from prefloop.config.trl import REWARD_MODEL
 from prefloop.data.packing import Document, packs
-from prefloop.errors import ConfigError, among
+from prefloop.errors import ConfigError, RewardError, among
 from prefloop.models.reward_model import Reward
 from prefloop.records import Prompt
 from prefloop.training.rewards import Rewards
@@ -101,7 +102,10 @@ def _of_model(
     ids: Mapping[str, Sequence[int]],
     lent: Callable[[], AbstractContextManager[None]],
 ) -> RewardFunction:
-    """The mean of the members' normalized scores, of the very tokens that were sampled."""
+    """The mean of the members' normalized scores, of the very tokens that were sampled.
+
+    Raises ``RewardError`` for a score that is not finite, which TRL would treat as missing.
+    """
 
     def reward_model(
         completion_ids: Sequence[Sequence[int]], id: Sequence[str], **_: Any
@@ -116,6 +120,13 @@ def _of_model(
                 score_B = reward.scores_K_B(pack.to(backbone.device)).mean(0)
                 for place, score in zip(pack.keys, score_B.tolist(), strict=True):
                     scores[place] = score
+        if bad := [
+            prompt for prompt, score in zip(id, scores, strict=True) if not math.isfinite(score)
+        ]:
+            raise RewardError(
+                f"trl.rewards {REWARD_MODEL}: the score is not finite for {len(bad)} responses, to"
+                f" prompts {', '.join(dict.fromkeys(bad))[:200]}"
+            )
         return scores
 
     return reward_model

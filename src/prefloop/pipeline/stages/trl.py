@@ -11,6 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 from prefloop.artifacts.store import Artifact
 from prefloop.base.console import say
 from prefloop.base.interrupt import deferred
@@ -130,7 +132,7 @@ class Trl(Stage):
             trainer.add_callback(TrlEnding())
             if done := trl_trainer.resumed_from(work.checkpoints):
                 say(f"  {self.name}: goes on from step {done.name.rpartition('-')[2]}", "dim")
-                moving.checked = True  # ahead of that checkpoint
+                moving.resume(load_file(done / trl_trainer.LEARNT))
             with deferred():
                 trainer.train(resume_from_checkpoint=str(done) if done else None)
             audit.stepped(trainer.state.global_step)
