@@ -329,3 +329,10 @@ def test_ratings_inside_the_answers_of_pairs_and_thumbs_change_nothing(tmp_path:
         write(tmp_path, {"messages": [user(), bot(BAD, rating="bad")], "label": False})
     ).records
     assert rating.votes[0].value == "down" and rating.response.turns == []
+
+
+@pytest.mark.parametrize("column", ["judgment", "judgement"])
+def test_a_judgment_in_either_spelling_is_a_thumb(tmp_path: Path, column: str) -> None:
+    rows = [{**ANSWER, column: True}, {**ANSWER, column: False}]
+    ratings = load(tmp_path, *rows).records
+    assert [vote.value for rating in ratings for vote in rating.votes] == ["up", "down"]

@@ -78,8 +78,8 @@ class AlarmConfig:
     every fall.
     """
     length_ratio: Ratio | None = 2.0
-    """Limit on the mean response length, as a multiple of the length at the start. A response
-    counts from 1 token over the limit.
+    """Limit on the mean response length in tokens, as a multiple of the length at the start. A
+    length below 1 / length_ratio of that exceeds it too.
     """
     kl: Weight | None = 30.0
     """Limit on the mean KL to the reference, in nats a response. In Gao et al. 2022 (arXiv

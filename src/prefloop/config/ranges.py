@@ -25,7 +25,7 @@ class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
     """
 
     def __init__(self, kind: type, least: float, most: float, zero: bool = False) -> None:
-        # # The parent is a frozen dataclass, so our own fields cannot be assigned as usual.
+        # The parent is a frozen dataclass, so our own fields cannot be assigned as usual.
         for name, value in (("kind", kind), ("least", least), ("most", most), ("zero", zero)):
             object.__setattr__(self, name, value)
         super().__init__(

@@ -74,7 +74,7 @@ SCALES = (
     "grade",
     "annotation",
     "judgment",
-    "judgment",
+    "judgement",
     "verdict",
     "evaluation",
     "votes",
