@@ -37,8 +37,8 @@ USED = {"backbone": "prefloop.models.backbone", "generation": "prefloop.rollouts
 def code_of(kind: type, uses: Collection[str]) -> dict[str, str]:
     """The hash of every module of this package that a stage of class ``kind`` runs, by name.
 
-    ``uses``: as ``Stage.uses``. Of a class that is defined
-    outside the package, the modules that its file imports count.
+    ``uses``: as ``Stage.uses``. Of a class that is defined outside the package, the modules that
+    its file imports count.
     """
     starts = {USED[name] for name in uses if name in USED}
     for each in kind.__mro__[:-1]:

@@ -78,10 +78,10 @@ class TrlLog(TrainerCallback):
         if self._advance:
             self._advance(note=f"loss {numbers['loss']:.3f}")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._bar.__exit__(None, None, None)
+    def close(self) -> None:
+        """End the progress display, however training ended."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
 
 
 class Moving(TrainerCallback):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -204,7 +206,11 @@ class Sealed:
         """A checkpoint of this step; older ones go. A run that is asked to end then ends."""
         folder, partial = Path(self.args.output_dir), Path(self._get_output_dir(trial))
         shutil.rmtree(partial, ignore_errors=True)
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        except RuntimeError:
+            _require_room(folder)  # torch.save does not say that the disk is full
+            raise
         made = partial / f"checkpoint-{self.state.global_step}"
         seal_folder(made, folder / made.name, {})
         for old in checkpoints(folder)[:-KEPT]:
@@ -224,6 +230,14 @@ class Sealed:
         with torch.no_grad():
             for name, parameter in self.seat.backbone.named_parameters(POLICY).items():
                 parameter.copy_(saved[name])
+
+
+def _require_room(folder: Path) -> None:
+    """Raise the ``OSError`` of a full disk if a file of 1 MiB cannot be written to ``folder``."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ its trainers that sample do.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ class Trl(Stage):
             if done := trl_trainer.resumed_from(work.checkpoints):
                 say(f"  {self.name}: goes on from step {done.name.rpartition('-')[2]}", "dim")
                 moving.resume(load_file(done / trl_trainer.LEARNT))
-            with deferred():
+            with deferred(), contextlib.closing(log):
                 trainer.train(resume_from_checkpoint=str(done) if done else None)
             audit.stepped(trainer.state.global_step)
             moving.require()

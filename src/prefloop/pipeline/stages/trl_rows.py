@@ -27,8 +27,21 @@ from prefloop.runs.work import Work
 from prefloop.training.audit import Audit
 
 Row = dict[str, Any]
-_TAKEN = {"prompt", "id", "completion", "completions", "completion_ids", "trainer_state"}
-"""Names that a column from a prompt's ``meta`` cannot have."""
+_TAKEN = frozenset(
+    [
+        "prompt",
+        "id",
+        "completion",
+        "completions",
+        "completion_ids",
+        "trainer_state",
+        "image",
+        "images",
+    ]
+)
+"""Names that a column from a prompt's ``meta`` cannot have: TRL gives them its
+own meaning.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
