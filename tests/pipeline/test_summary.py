@@ -20,7 +20,7 @@ from prefloop.pipeline.pipeline import Pipeline
 from prefloop.pipeline.stage import Stage
 from prefloop.report.closing import show
 from prefloop.report.summary import Summary
-from prefloop.runs.runtime import Runtime
+from prefloop.runs.runtime import Runtime, environment
 from prefloop.runs.work import Work
 
 
@@ -143,3 +143,7 @@ def test_the_closing_table_has_a_column_for_the_judge_and_says_what_length_did()
     with console.capture() as captured:
         show(read(Summary, summary | {"control": {}}), None)
     assert not {"base:", "A/A:"} & set(captured.get().split())
+
+
+def test_a_summary_names_the_versions_of_the_libraries_that_train() -> None:
+    assert {"torch", "transformers", "peft", "trl"} <= environment()["versions"].keys()

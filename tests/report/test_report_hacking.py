@@ -51,6 +51,17 @@ def test_a_stage_that_was_not_watched_has_no_such_part(tmp_path: Path) -> None:
         shown(tmp_path / "broken", "nonsense")
 
 
+def test_an_algorithm_of_the_users_own_may_raise_the_alarm(tmp_path: Path) -> None:
+    data = report_fixture.summary()
+    stage = {"name": "mine", "metrics": {"alarm": alarm(raised=[raised("stop")])}}
+    page = report(tmp_path, data | {"stages": [*data["stages"], stage]})
+    assert "The alarm for reward hacking was raised in Mine" in page.text
+    for other in (3, "off", {"threshold": 1}, alarm(watched=5)):
+        stage["metrics"] = {"alarm": other}
+        page = report(tmp_path / "other", data | {"stages": [*data["stages"], stage]})
+        assert "Reward hacking" not in page.headings
+
+
 def test_silence_is_said_with_its_steps_and_what_was_watched(tmp_path: Path) -> None:
     page = shown(tmp_path, alarm())
     assert "Reward hacking" in page.headings and "No alarm in 60 steps." in page.text

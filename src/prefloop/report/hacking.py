@@ -55,16 +55,20 @@ class StoredAlarm(Stored):
 
 
 def alarm_of(stage: StageRun) -> StoredAlarm | None:
-    """What the alarm of a stage that trains on rollouts did; ``None`` where it had none.
+    """What the alarm of a stage did; ``None`` where it had none. An algorithm of the user's own may
+    have one too.
 
     Raises ``DataError`` naming the stage and the field.
     """
     metrics = stage.metrics.get("alarm")
-    if metrics is None or kind_of(stage.name) not in ROLLOUTS:
+    ours = kind_of(stage.name) in ROLLOUTS
+    if metrics is None or not (ours or (isinstance(metrics, dict) and "watched" in metrics)):
         return None
     try:
         return read(StoredAlarm, metrics)
     except ValueError as error:
+        if not ours:  # a stage of the user's own may mean something else by the name
+            return None
         raise DataError(
             f"summary.json: stage {stage.name}: alarm: {error}. Run the pipeline again to rewrite"
             " it"

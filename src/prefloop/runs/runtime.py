@@ -32,6 +32,7 @@ PACKAGES = (
     "torch",
     "transformers",
     "peft",
+    "trl",
     "bitsandbytes",
     "accelerate",
     "datasets",
