@@ -13,10 +13,12 @@ from documents import python_in
 
 from prefloop.artifacts.store import Artifact
 from prefloop.base.jsonl import write_rows
+from prefloop.errors import ConfigError
 from prefloop.pipeline import stage as stage_module
 from prefloop.pipeline.code import code_of
 from prefloop.pipeline.pipeline import Pipeline
 from prefloop.pipeline.stage import Stage, own_code
+from prefloop.pipeline.stages.comparisons import has_pairs
 from prefloop.pipeline.stages.sft import SFT
 from prefloop.records import Comparison, Message, Response, Vote, to_dict
 from prefloop.report.summary import StageRun
@@ -77,6 +79,19 @@ def test_the_stage_of_the_documentation_runs_and_an_edited_build_runs_again(tmp_
     edited = text.replace('{"votes": sum(', '{"votes": 1 + sum(')
     again = run(module(tmp_path / "counting.py", edited).Count(), tmp_path)
     assert (again.status, again.metrics["votes"]) == ("ran", 4)
+
+
+def test_a_metric_that_means_something_else_than_prefloops_own_is_named(tmp_path: Path) -> None:
+    class Many(Comparisons):
+        def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+            return super().build(work, inputs) | {"votes": "many"}
+
+    runtime = Runtime(output=tmp_path / "runs")
+    with pytest.raises(ConfigError, match=r"slot comparisons returned a metric .*votes"):
+        Pipeline([Many()], runtime).run(tmp_path / "runs" / "own")
+    made = Many().run(runtime)
+    with pytest.raises(ConfigError, match=r"slot comparisons returned a metric .*votes"):
+        has_pairs(made)
 
 
 def test_a_stage_that_no_file_defines_counts_by_its_methods(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, model_validator
 
+from prefloop.errors import ConfigError
 from prefloop.records import SampledConversation, from_dict, to_dict
 
 FILE = ConfigDict(extra="ignore")
@@ -46,6 +47,19 @@ def read(kind: type[T], row: dict[str, Any]) -> T:
     field and its value.
     """
     return from_dict(kind, row)
+
+
+def read_metrics(kind: type[T], row: dict[str, Any], slot: str) -> T:
+    """The metrics of the artifact in ``slot`` as ``kind``. Raises ``ConfigError`` naming the field:
+    the stage may be a user's own.
+    """
+    try:
+        return read(kind, row)
+    except ValueError as error:
+        raise ConfigError(
+            f"the stage that fills slot {slot} returned a metric of another type than prefloop's"
+            f" own of that name: {error}. Rename it"
+        ) from None
 
 
 def finite(value: float | None) -> float | None:

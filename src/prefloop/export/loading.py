@@ -33,7 +33,7 @@ def loading(
     """
     four_bits, mergeable = backbone["precision"] == "nf4", adapter.get("merges", True)
     # Of the files: the ranks of PiSSA and OLoRA are twice backbone.adapter.r there.
-    rank = int(adapter.get("r", 0))
+    rank = int(adapter.get("r") or 0)
     names = [
         "AutoModelForCausalLM",
         "AutoTokenizer",

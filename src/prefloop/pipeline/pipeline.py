@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from prefloop.artifacts.codec import read, to_json
+from prefloop.artifacts.codec import read, read_metrics, to_json
 from prefloop.artifacts.labels import Labels
 from prefloop.artifacts.results import Evaluation
 from prefloop.artifacts.store import run_lock
@@ -29,6 +29,7 @@ from prefloop.pipeline.run import Run, require_links
 from prefloop.pipeline.stage import Stage
 from prefloop.pipeline.trackers import check_trackers
 from prefloop.report.closing import show, untrained
+from prefloop.report.former import modern
 from prefloop.report.summary import Environment, RewardModelFigures, Summary
 from prefloop.runs.runtime import Runtime, environment
 
@@ -156,7 +157,10 @@ def summarize(
 ) -> Summary:
     """The content of ``summary.json``."""
     metrics = {slot: artifact.metrics for slot, artifact in run.artifacts.items()}
-    evaluation = read(Evaluation, metrics.get("judge", {}))
+    evaluation = read_metrics(Evaluation, modern(metrics.get("judge", {})), "judge")
+    labels = read_metrics(Labels, metrics.get("comparisons", {}), "comparisons")
+    figures = metrics.get("reward", {}) | {"pearson_gold": evaluation.pearson_gold}
+    reward_model = read_metrics(RewardModelFigures, figures, "reward")
     backbone = run.runtime.backbone_config
     return Summary(
         **{field.name: getattr(evaluation, field.name) for field in dataclasses.fields(evaluation)},
@@ -174,11 +178,8 @@ def summarize(
             else {}
         ),
         stages=run.stages,
-        annotators=read(Labels, metrics.get("comparisons", {})).annotators,
-        reward_model=read(
-            RewardModelFigures,
-            metrics.get("reward", {}) | {"pearson_gold": evaluation.pearson_gold},
-        ),
+        annotators=labels.annotators,
+        reward_model=reward_model,
         disclosure=[*untrained(metrics), *tree_without_secrets(list(notes))],
         environment=read(Environment, environment()),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefloop.artifacts.codec import read
+from prefloop.artifacts.codec import read_metrics
 from prefloop.artifacts.labels import Labels
 from prefloop.artifacts.store import Artifact
 from prefloop.data.quarantine import TOO_LONG, Unusable
@@ -15,7 +15,7 @@ def unusable_of(comparisons: Artifact, folder: Path) -> Unusable:
     """What a stage does with rows that it cannot use: they go into ``folder`` when the labels were
     read with ``bad_rows: quarantine``.
     """
-    quarantine = read(Labels, comparisons.metrics).bad_rows == "quarantine"
+    quarantine = read_metrics(Labels, comparisons.metrics, "comparisons").bad_rows == "quarantine"
     return Unusable(folder / f"{TOO_LONG}.quarantine.jsonl" if quarantine else None)
 
 
@@ -23,7 +23,7 @@ def has_pairs(comparisons: Artifact) -> bool:
     """Whether the votes are on pairs or form pairs: thumbs do where a prompt has a response with a
     thumb up and one with a thumb down.
     """
-    labels = read(Labels, comparisons.metrics)
+    labels = read_metrics(Labels, comparisons.metrics, "comparisons")
     return not labels.thumbs or labels.comparisons > 0
 
 
