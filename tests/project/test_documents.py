@@ -165,7 +165,7 @@ def test_the_documented_judge_judges(here: Path, capsys: pytest.CaptureFixture[s
             "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
         )
     names = run("docs/extending.md", "A judge")
-    assert names["found"].duels[0].win_rate.rate == 1.0 and "1.0" in capsys.readouterr().out
+    assert names["comparison"].duels[0].win_rate.rate == 1.0 and "1.0" in capsys.readouterr().out
     judge = names["Longer"]()
     assert [
         judge.compare([], a, b).score for a, b in (("long", "so"), ("so", "long"), ("so", "no"))

@@ -88,7 +88,7 @@ CARDS: dict[str, Card] = {
             "2312.03732",
             handover="adapter",
         ),
-        Card("dora", "LoRA on the direction of weights, magnitudes learnt apart", "2402.09353"),
+        Card("dora", "LoRA on the direction of weights, magnitudes learned apart", "2402.09353"),
         Card(
             "pissa",
             "LoRA from the largest singular values of the weight",
@@ -177,7 +177,7 @@ CARDS: dict[str, Card] = {
         Card("miss", "one small matrix, repeated over the input", "2409.15371"),
         Card(
             "randlora",
-            "full-rank sums of random bases with learnt scales",
+            "full-rank sums of random bases with learned scales",
             "2502.00987",
             options={"scale": 20.0, "key": 0},
             ranges={"scale": POSITIVE, "key": WHOLE},
@@ -223,7 +223,7 @@ CARDS: dict[str, Card] = {
         ),
         Card(
             "mole",
-            "a learnt gate over frozen LoRA experts",
+            "a learned gate over frozen LoRA experts",
             "2404.13628",
             handover="none",
             merges=False,
