@@ -71,7 +71,7 @@ RESOLVE := $(BIN)/uv pip compile -q --generate-hashes --universal --python-versi
 lock: install
 	$(RESOLVE) -o requirements/build.txt requirements/build.in
 	$(RESOLVE) -o requirements/triton.txt requirements/triton.in
-	$(RESOLVE) -o requirements/cpu.txt pyproject.toml requirements/cpu.in --extra bench --extra trackers --extra trl \
+	$(RESOLVE) -o requirements/cpu.txt pyproject.toml requirements/cpu.in --extra bench --extra trackers \
 	  --constraints requirements/build.txt --excludes requirements/cpu-excludes.txt --overrides requirements/cpu-overrides.txt
 	$(RESOLVE) -o labeling/requirements.txt labeling/requirements.in --overrides labeling/overrides.txt
 	$(RESOLVE) -o labeling/requirements-test.txt labeling/requirements-test.in --constraints labeling/requirements.txt

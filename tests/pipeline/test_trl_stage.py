@@ -7,7 +7,6 @@ import functools
 import json
 import math
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -628,14 +627,6 @@ def test_what_cannot_work_is_refused_before_anything_runs(
     with pytest.raises(ConfigError, match=said):
         Trl(trainer, TrlConfig(**config), data).preflight()
     assert not list(tmp_path.iterdir())
-
-
-def test_a_stage_without_trl_names_the_extra_that_installs_it(
-    data: DataConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "trl", None)
-    with pytest.raises(ConfigError, match=r"trl:DPOTrainer needs TRL.*'prefloop\[trl\]'"):
-        Trl("DPOTrainer", TrlConfig(), data).preflight()
 
 
 def test_a_missing_file_and_an_adapter_method_that_trl_cannot_train_are_refused() -> None:

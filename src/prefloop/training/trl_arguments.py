@@ -21,23 +21,15 @@ from transformers import TrainingArguments
 
 from prefloop.base.console import shortened
 from prefloop.base.redact import short
-from prefloop.config.trl import PREFIX, TRAINERS
+from prefloop.config.trl import TRAINERS
 from prefloop.errors import ConfigError, nearest
 from prefloop.runs.runtime import Runtime
 
 
 def trainer_class(name: str) -> Any:
-    """TRL's class of one of ``TRAINERS``. Raises ``ConfigError`` where TRL is not installed."""
+    """TRL's class of one of ``TRAINERS``."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    try:
-        module = importlib.import_module(TRAINERS[name].module)
-    except ModuleNotFoundError as error:
-        if error.name != "trl":
-            raise
-        raise ConfigError(
-            f"algo {PREFIX}{name} needs TRL 1.16: pip install 'prefloop[trl]'"
-        ) from None
-    return getattr(module, name)
+    return getattr(importlib.import_module(TRAINERS[name].module), name)
 
 
 def checked_arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,11 +88,11 @@ class Trl(Stage):
             raise ConfigError(
                 f"data.{self.reads} is not set, and TRL's {self.trainer} learns from them"
             )
+        if self.rewards:
+            self.rewards.preflight()
         from prefloop.training.trl_arguments import arguments
 
         arguments(self.trainer, self.config.args, Path("unused"), self.config.checkpoint_every)
-        if self.rewards:
-            self.rewards.preflight()
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         from prefloop.training import trl_trainer
