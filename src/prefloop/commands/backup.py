@@ -29,7 +29,7 @@ class Backup(Home):
 
 @dataclasses.dataclass
 class Restore(Home):
-    """Make a new home of a backup, with the same accounts and votes. The home that was backed up is
+    """Make a new home from a backup, with the same accounts and votes. The home that was backed up is
     not touched, and may run beside it.
     """
 

@@ -94,7 +94,7 @@ class Next:
     layout: str = "auto"
     """Layout of the pool; detected when 'auto'."""
     model: str | None = None
-    """The reward model's backbone, where its name of then no longer leads to it."""
+    """Path or name of the reward model's base model, if it has moved since training."""
     pack_tokens: Count = 4096
     """Token budget of one forward pass."""
     seed: Seed = 0
