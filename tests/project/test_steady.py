@@ -33,10 +33,10 @@ PATIENCE_S = 60
 
 ALLOWED = {
     (
-        "tests/labeling.py",
+        "tests/labeling_server.py",
         "clock",
     ): "until() waits for an event that must come; the clock only ends a hang",
-    ("tests/labeling.py", "sleep"): "until() looks again after a moment",
+    ("tests/labeling_server.py", "sleep"): "until() looks again after a moment",
     ("tests/evaluation/test_judges.py", "short wait"): "a setting that no request is sent with",
     (
         "tests/evaluation/test_judge_openai.py",
