@@ -122,10 +122,10 @@ def test_a_value_too_long_for_its_column_keeps_the_row_aligned() -> None:
 
 def test_phases_give_way_from_the_shortest() -> None:
     assert (
-        phases(STEP) == "generate 10.0s 240 tok/s · score 4.0s 600 tok/s · optimize 6.0s 400 tok/s"
+        phases(STEP) == "generate 10.0s 240 tok/s · score 4.0s 600 tok/s · optimise 6.0s 400 tok/s"
     )
-    assert phases(STEP, 64) == "generate 10.0s 240/s · score 4.0s 600/s · optimize 6.0s 400/s"
-    assert phases(STEP, 50) == "generate 10.0s 240/s · optimize 6.0s 400/s"
+    assert phases(STEP, 64) == "generate 10.0s 240/s · score 4.0s 600/s · optimise 6.0s 400/s"
+    assert phases(STEP, 50) == "generate 10.0s 240/s · optimise 6.0s 400/s"
     assert phases(STEP, 10) == "generate 10.0s 240/s"
     assert phases(figures(seconds={}, tokens_per_second={})) == ""
 
@@ -152,7 +152,7 @@ def test_a_log_gets_one_line_a_step_with_everything_asked_for() -> None:
         first
         == "  ppo 1/6  reward +0.512  gold 0.653  KL 5.44  length 38.5  entropy 1.234  clipped 5.1%"
         "  expl.var -0.25  gap 1.2e-05  20.0s (generate 10.0s 240 tok/s, score 4.0s 600 tok/s,"
-        " optimize 6.0s 400 tok/s)  1m40s left"
+        " optimise 6.0s 400 tok/s)  1m40s left"
     )
     assert second.endswith("1m20s left") and "\x1b" not in out.getvalue()
 
