@@ -80,8 +80,8 @@ def backup(home: Path | str, file: Path | str) -> Backup:
 
 
 def restore(file: Path | str, home: Path | str) -> Backup:
-    """Make a new home from a backup: the same accounts, secrets, records and votes. Nothing of it is
-    there before all of it is.
+    """Make a new home from a backup: the same accounts, secrets, records and votes. Nothing of it
+    is there before all of it is.
 
     Raises LabelingError for a home that holds something, and for a file that is no backup or is
     damaged.

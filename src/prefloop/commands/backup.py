@@ -29,8 +29,8 @@ class Backup(Home):
 
 @dataclasses.dataclass
 class Restore(Home):
-    """Make a new home from a backup, with the same accounts and votes. The home that was backed up is
-    not touched, and may run beside it.
+    """Make a new home from a backup, with the same accounts and votes. The home that was backed up
+    is not touched, and may run beside it.
     """
 
     file: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
