@@ -46,11 +46,6 @@ def is_system(key: str) -> bool:
     return key.replace("_", "").casefold() in _SYSTEMS
 
 
-def stands_around(row: Mapping[str, Any]) -> bool:
-    """Whether a row has a column that ``around`` takes or refuses, other than tools."""
-    return any(is_system(key) or key in (*HISTORIES, *PARTS, "functions") for key in row)
-
-
 def around(
     row: Row, turns: Sequence[Message], tools: Any = None, history: bool = True
 ) -> Conversation:
